@@ -1,0 +1,203 @@
+"""The two ends of a connection as state machines, without I/O.
+
+Engine side, `Greeting`: NEW until the first request, which alone may be `hello`.
+
+    NEW ── hello accepted ──► GREETED
+     └──── any other line ──► ANONYMOUS
+
+Peer side, `ReplyReader`: replies come in the order of the requests, so it holds
+one entry a request that is still unanswered; a listing collects its rows; a
+push belongs to no request and never stands inside a listing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from typing import Generic, NamedTuple, TypeVar
+
+from wire import DEFAULT_LINE_MAX_BYTES
+from wire.errors import BadLine, PeerMisbehaved, Refused, WireError
+from wire.fields import missing_field
+from wire.lines import Line, LineReader, parse, read_refused
+from wire.verbs import LIST_MAX, VERBS, read_fields
+
+Token = TypeVar("Token")
+
+
+class GreetingState(enum.Enum):
+    """Where a connection stands with respect to its greeting."""
+
+    NEW = "new"
+    GREETED = "greeted"
+    ANONYMOUS = "anonymous"
+
+
+class Hello(NamedTuple):
+    """A greeting whose form is right; whether its signature holds is not looked at."""
+
+    role: str
+    key: str | None
+    ts: int
+    nonce: str
+    sig: str
+    worker: int | None
+    zip: str | None
+    name: str
+    group: str
+    layer: int
+
+
+class Greeting:
+    """What a connection may do, as far as its greeting decides it."""
+
+    __slots__ = ("state",)
+
+    def __init__(self) -> None:
+        self.state = GreetingState.NEW
+
+    def read_hello(self, line: Line) -> Hello:
+        """Reads a `hello`. The state changes only with `accept`.
+
+        Raises: BadLine for a hello that is not the first request; Refused.
+        """
+        if self.state is not GreetingState.NEW:
+            raise BadLine("hello is the first request of a connection or is left out")
+        values = read_fields(VERBS["hello"], line)
+        if values["role"] == "proxy" and "name" not in values:
+            raise missing_field("name", "the proxy's name")
+        if "key" in values:
+            for name in ("ts", "nonce", "sig"):
+                if name not in values:
+                    raise missing_field(name, "it goes with key")
+        return Hello(
+            role=values["role"],
+            key=values.get("key"),
+            ts=values.get("ts", 0),
+            nonce=values.get("nonce", ""),
+            sig=values.get("sig", ""),
+            worker=values.get("worker"),
+            zip=values.get("zip"),
+            name=values.get("name", ""),
+            group=values.get("group", "default"),
+            layer=values.get("layer", 0),
+        )
+
+    def accept(self) -> None:
+        """The greeting holds. Raises: RuntimeError if there was none to accept."""
+        if self.state is not GreetingState.NEW:
+            raise RuntimeError(f"a greeting cannot be accepted in state {self.state.value}")
+        self.state = GreetingState.GREETED
+
+    def skip(self) -> None:
+        """The first request was not a hello."""
+        if self.state is GreetingState.NEW:
+            self.state = GreetingState.ANONYMOUS
+
+
+class Reply(NamedTuple, Generic[Token]):
+    """The answer to the request that was sent with `token`."""
+
+    token: Token
+    fields: dict[str, str]
+    rows: list[dict[str, str]]
+    refused: Refused | None
+
+
+class Push(NamedTuple):
+    """A line that begins with `!`."""
+
+    line: Line
+    raw: bytes
+
+
+class ReplyReader(Generic[Token]):
+    """The peer's side: pairs replies with requests.
+
+    Call `sent` for each request in the order of sending, `feed` with what came.
+    """
+
+    def __init__(self, line_max: int = DEFAULT_LINE_MAX_BYTES) -> None:
+        self.lines = LineReader(line_max)
+        self._waiting: deque[tuple[Token, bool]] = deque()
+        self._listing: tuple[Token, dict[str, str]] | None = None
+        self._rows: list[dict[str, str]] = []
+        self._rows_missing = 0
+
+    def sent(self, token: Token, verb: str) -> None:
+        """A request was sent; `verb` decides whether a listing is expected."""
+        known = VERBS.get(verb)
+        self._waiting.append((token, known is not None and known.listing))
+
+    @property
+    def unanswered(self) -> int:
+        """Requests whose reply has not come whole."""
+        return len(self._waiting) + (self._listing is not None)
+
+    def abandon(self) -> list[Token]:
+        """The tokens that will get no reply, oldest first; the connection has ended."""
+        tokens = [] if self._listing is None else [self._listing[0]]
+        tokens += [token for token, _ in self._waiting]
+        self._waiting.clear()
+        self._listing = None
+        return tokens
+
+    def feed(self, data: bytes) -> list[Reply[Token] | Push]:
+        """What `data` completes, in order.
+
+        Raises: PeerMisbehaved; what came before it in `data` is lost, so the
+        connection must be given up.
+        """
+        events: list[Reply[Token] | Push] = []
+        for raw in self.lines.feed(data):
+            try:
+                line = parse(raw)
+            except WireError as error:
+                raise PeerMisbehaved(f"the engine sent a bad line: {error}") from None
+            event = self._take(line, raw)
+            if event is not None:
+                events.append(event)
+        if self.lines.overflow is not None:
+            raise PeerMisbehaved(f"the engine sent a line that is too long: {self.lines.overflow}")
+        return events
+
+    def _take(self, line: Line, raw: bytes) -> Reply[Token] | Push | None:
+        if self._listing is not None:
+            return self._take_row(line)
+        if line.verb.startswith("!"):
+            return Push(line, raw)
+        if not self._waiting:
+            raise PeerMisbehaved(f"the engine sent {line.verb!r} though nothing was asked")
+        token, listing = self._waiting.popleft()
+        if line.verb == "err":
+            return Reply(token, {}, [], read_refused(line))
+        if line.verb != "ok":
+            raise PeerMisbehaved(f"got {line.verb!r} where a reply must begin with ok or err")
+        if not listing:
+            return Reply(token, line.fields, [], None)
+        return self._begin_listing(token, line.fields)
+
+    def _begin_listing(self, token: Token, fields: dict[str, str]) -> Reply[Token] | None:
+        count = fields.get("n", "")
+        if not count.isdecimal() or int(count) > LISTING_MAX:
+            raise PeerMisbehaved(f"a listing begins with ok n=N, N at most {LISTING_MAX}; got n={count!r}")
+        if int(count) == 0:
+            return Reply(token, fields, [], None)
+        self._listing = (token, fields)
+        self._rows_missing = int(count)
+        return None
+
+    def _take_row(self, line: Line) -> Reply[Token] | None:
+        if line.verb != "+" or self._listing is None:
+            raise PeerMisbehaved(f"got {line.verb!r} inside a listing, wanted a row that begins with +")
+        self._rows.append(line.fields)
+        self._rows_missing -= 1
+        if self._rows_missing:
+            return None
+        token, fields = self._listing
+        rows, self._rows, self._listing = self._rows, [], None
+        return Reply(token, fields, rows, None)
+
+
+# A fleet, a task's proxies and a page of tasks are all far below this.
+LISTING_MAX = 10 * LIST_MAX
