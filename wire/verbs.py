@@ -157,6 +157,14 @@ _TABLE = (
         "ok now=MS",
     ),
     Verb(
+        "list_workers",
+        _ADMINS,
+        (),
+        "lists the worker processes; answered by the master, so it works when no worker does",
+        "+ worker=I pid=P state=S cpu_pct=F mem=BYTES up_s=N connections=N tasks=N restarts=N heartbeat_ms=N",
+        listing=True,
+    ),
+    Verb(
         "list_proxies",
         _ADMINS,
         (),
