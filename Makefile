@@ -1,0 +1,52 @@
+# make install | run | demo | test | bench | format | lock | clean
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+CODE := $(wildcard wire refreshd proxyd tools)
+SYSTEM_PACKAGES := tools/setup/system-packages.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help install run demo test bench format lock clean
+
+help:
+	@echo 'make demo     start engine, agent, origin and cache, show a refresh and a prefetch, stop'
+	@echo 'make run      the same, and stay up to be played with'
+	@echo 'make install  .venv with refreshd, proxyd and refreshctl'
+	@echo 'make test     lint, types and tests (installs Varnish and Traffic Server where it may)'
+	@echo 'make bench    the figures; make format: ruff format; make lock: pin the libraries anew; make clean'
+
+install: .venv/.installed
+
+# Done anew only when what it reads has changed. pip runs twice: the pinned libraries, then this tree as it is.
+.venv/.installed: requirements.lock setup.cfg pyproject.toml
+	@tools/setup/venv.sh $(PYTHON) requirements.lock
+	@touch $@
+
+.venv/.test-installed: .venv/.installed requirements-test.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
+
+run demo: install
+	@exec $(BIN)/python -m tools.demo $@
+
+# pytest comes last, so that its closing line is the last one.
+test: .venv/.test-installed
+	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nc:netcat-openbsd
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CODE)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: .venv/.installed
+	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server
+	@exec $(BIN)/python -m tools.bench $(BENCH_ARGS)
+
+format: .venv/.test-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:
+	@tools/setup/lock.sh $(PYTHON)
+
+clean:
+	rm -rf .venv .run .bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Programs around the engine: refreshctl, demo, bench. Nothing in wire, refreshd or proxyd imports them."""
