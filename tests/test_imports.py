@@ -1,8 +1,8 @@
 """Imports point one way: wire <- refreshd, proxyd, tools; inside the engine
 pure <- store, cluster <- worker <- http; the master knows neither uvloop nor the worker's code.
 
-What counts is everything an import pulls in, so the rules are followed through our own modules, the ``__init__``
-of their packages included. Imports inside functions and for type checkers only count like all others.
+What counts is everything an import pulls in, so the rules are followed through our own modules, and the
+``__init__`` of their packages. Imports inside functions and for type checkers only count like all others.
 """
 
 import ast
