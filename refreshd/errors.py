@@ -1,0 +1,44 @@
+"""Every error the engine itself raises.
+
+RefreshdError
+├── ConfigError       the configuration cannot be used; one line a fault
+├── BootError         the engine cannot start here; trying again will not help
+└── StoreError        the store did not do what it was asked
+    ├── StoreUnavailable   it may answer later (full disk, locked file); nothing was kept
+    ├── StoreDamaged       what is on disk is not what was written
+    └── StoreFailed        it can no longer be trusted (a sync failed): the worker must restart
+"""
+
+from __future__ import annotations
+
+
+class RefreshdError(Exception):
+    """Base of all errors of the engine."""
+
+
+class ConfigError(RefreshdError):
+    """The configuration cannot be used. `faults` has one line for each thing that is wrong."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+class BootError(RefreshdError):
+    """The engine cannot start here; trying again will not help."""
+
+
+class StoreError(RefreshdError):
+    """The store did not do what it was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """The store may answer later; nothing of the batch was kept."""
+
+
+class StoreDamaged(StoreError):
+    """What is on disk is not what was written."""
+
+
+class StoreFailed(StoreError):
+    """The store can no longer be trusted; the process must end and start anew."""
