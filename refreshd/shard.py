@@ -1,0 +1,87 @@
+"""Who owns which task: 64 shards by CRC-32 of the id, dealt to workers and to lanes.
+
+    shard  = crc32(task_id) % 64
+    worker = shard % workers      owns the shard's state in memory
+    lane   = shard % lanes        the store file that holds the shard's rows
+
+The number of lanes is fixed when the data folder is first used, so a task's row
+never has to move; the number of workers may change at every start.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+from wire import SHARDS
+
+
+class ShardMap:
+    """The view of one worker (`slot`) of who owns what."""
+
+    __slots__ = ("lane_by_shard", "lanes", "owned", "owner_by_shard", "slot", "workers")
+
+    def __init__(self, slot: int, workers: int, lanes: int) -> None:
+        self.slot = slot
+        self.workers = workers
+        self.lanes = lanes
+        self.owner_by_shard = tuple(shard % workers for shard in range(SHARDS))
+        self.lane_by_shard = tuple(shard % lanes for shard in range(SHARDS))
+        self.owned = frozenset(shard for shard in range(SHARDS) if shard % workers == slot)
+
+    def owner(self, task_id: bytes) -> int:
+        """The slot of the worker that owns a task."""
+        return self.owner_by_shard[crc32(task_id) & 63]
+
+    def lane(self, task_id: bytes) -> int:
+        """The lane of the store that holds a task."""
+        return self.lane_by_shard[crc32(task_id) & 63]
+
+    def own_lanes(self) -> list[int]:
+        """The lanes in which this worker's shards lie."""
+        return sorted({self.lane_by_shard[shard] for shard in self.owned})
+
+
+# A serial is a 63-bit number: 42 bits of Unix milliseconds, 6 of the worker's
+# slot, 15 of sequence. It orders tasks by acceptance over all workers, tells
+# when a task was accepted, and makes rows of the store append only.
+_SEQUENCE_BITS = 15
+_SLOT_BITS = 6
+_MS_SHIFT = _SEQUENCE_BITS + _SLOT_BITS
+SERIAL_MAX = (1 << 63) - 1
+
+
+class SerialClock:
+    """Gives out serials that only grow, whatever the wall clock does."""
+
+    __slots__ = ("_last", "_slot")
+
+    def __init__(self, slot: int, last: int = 0) -> None:
+        self._slot = slot << _SEQUENCE_BITS
+        self._last = last
+
+    def next(self, now_ms: int) -> int:
+        """A serial that is larger than any before it. `now_ms` is Unix milliseconds."""
+        serial = now_ms << _MS_SHIFT | self._slot
+        if serial <= self._last:
+            serial = self._last + 1
+            if not serial & ((1 << _SEQUENCE_BITS) - 1):
+                # The sequence is used up: borrow the next millisecond.
+                serial = ((self._last >> _MS_SHIFT) + 1) << _MS_SHIFT | self._slot
+        self._last = serial
+        return serial
+
+    def after(self, serial: int) -> None:
+        """Go on behind `serial`, which was given out in an earlier life."""
+        if serial > self._last:
+            ms = serial >> _MS_SHIFT
+            self._last = (ms + 1) << _MS_SHIFT | self._slot
+
+
+def created_ms(serial: int) -> int:
+    """When the task with this serial was accepted, in Unix milliseconds."""
+    return serial >> _MS_SHIFT
+
+
+def first_serial(ms: int) -> int:
+    """The smallest serial that can be given out at or after `ms`."""
+    return max(ms, 0) << _MS_SHIFT

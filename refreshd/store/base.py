@@ -1,0 +1,137 @@
+"""The store as the engine sees it: one protocol, any number of implementations.
+
+A *lane* is a part of the store with its own order: what is given to it in one
+batch is kept whole or not at all, and batches are kept in the order they came.
+A lane is used by one saver thread; `Reader` by another. Both block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from refreshd.task import State
+
+
+class TaskRow(NamedTuple):
+    """An accepted task: what is written before it is acknowledged."""
+
+    serial: int
+    id: str
+    plan: int
+    body: bytes
+
+
+class ResultRow(NamedTuple):
+    """A task's end. `id` and `crc` make it known as finished."""
+
+    serial: int
+    state: int
+    done: int
+    failed: int
+    updated_ms: int
+    marks: bytes | None
+    id: str
+    crc: int
+
+
+class ProxyRow(NamedTuple):
+    """A proxy that registered without being listed in the configuration."""
+
+    name: str
+    group: str
+    layer: int
+
+
+class Batch:
+    """What one commit keeps."""
+
+    __slots__ = ("forgotten", "low", "plans", "proxies", "results", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: list[TaskRow] = []
+        self.plans: dict[int, str] = {}
+        """Plans that the tasks refer to, as text by number; those known already do no harm."""
+        self.results: list[ResultRow] = []
+        self.proxies: list[ProxyRow] = []
+        self.forgotten: list[str] = []
+        """Names of proxies to take out."""
+        self.low = 0
+        """All tasks with smaller serials have a result that was committed before."""
+
+    def __len__(self) -> int:
+        return len(self.tasks) + len(self.results) + len(self.proxies) + len(self.forgotten)
+
+
+class Unfinished(NamedTuple):
+    """An accepted task without a result, as found at start."""
+
+    serial: int
+    plan: int
+    body: bytes
+
+
+class Stored(NamedTuple):
+    """A task as the store has it; `result` is None while it is unfinished."""
+
+    serial: int
+    id: str
+    plan: str
+    body: bytes
+    result: StoredResult | None
+
+
+class StoredResult(NamedTuple):
+    """A task's end, as the store has it."""
+
+    state: State
+    done: int
+    failed: int
+    updated_ms: int
+    marks: bytes
+
+
+class Lane(Protocol):
+    """A part of the store that one saver writes."""
+
+    def commit(self, batch: Batch) -> dict[str, int]:
+        """Keeps the whole batch on stable storage, or nothing of it.
+
+        Returns the ids among `batch.tasks` that were known as finished, with
+        their serials: of those the store keeps what it had.
+        Raises: StoreUnavailable, StoreFailed, StoreDamaged.
+        """
+
+    def idle(self) -> bool:
+        """Does a bounded piece of upkeep (retention, room). Returns whether more is left."""
+
+    def close(self) -> None:
+        """Leaves everything as a quick start wants it."""
+
+
+class Reader(Protocol):
+    """Reads a lane beside its saver."""
+
+    def proxies(self) -> list[ProxyRow]:
+        """The proxies that registered without being listed."""
+
+    def plans(self) -> dict[int, str]:
+        """Every plan, as text by number."""
+
+    def last_serial(self) -> int:
+        """The largest serial in the lane, 0 if it is empty."""
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """The tasks without a result, by serial."""
+
+    def find(self, task_id: str, crc: int) -> Stored | None:
+        """A finished task by id."""
+
+    def serials(self, serials: list[int]) -> list[Stored]:
+        """The tasks with these serials, newest first."""
+
+    def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
+        """Tasks older than serial `before`, newest first; of one final state, or unfinished ones only."""
+
+    def close(self) -> None:
+        """Ends reading."""

@@ -1,0 +1,51 @@
+-- One lane. Everything that is written per task is appended, in order of `serial`:
+-- an index over random ids costs 12 µs a row, appending 2.5 (tools/bench micro).
+
+-- What a scope meant when a task was accepted: `0=pop1,pop2;1=edge1`.
+CREATE TABLE plan (
+    number INTEGER PRIMARY KEY,
+    text   TEXT NOT NULL
+);
+
+-- Every task that was acknowledged. `body` is the request line as it came.
+CREATE TABLE task (
+    serial INTEGER PRIMARY KEY,
+    id     TEXT NOT NULL,
+    plan   INTEGER NOT NULL,
+    body   BLOB NOT NULL
+);
+
+-- The end of a task; a task without one is unfinished. `marks`: see refreshd/task.py.
+CREATE TABLE result (
+    serial     INTEGER PRIMARY KEY,
+    state      INTEGER NOT NULL,
+    done       INTEGER NOT NULL,
+    failed     INTEGER NOT NULL,
+    updated_ms INTEGER NOT NULL,
+    marks      BLOB
+);
+
+-- To list the tasks that did not simply complete (state 2) without walking past those that did.
+CREATE INDEX result_not_complete ON result (state, serial) WHERE state <> 2;
+
+-- Id → serial of finished tasks (the others are in memory), written in bulk and in
+-- order of the CRC, so that a page takes many entries at a time. See store/ids.py.
+CREATE TABLE finished (
+    crc    INTEGER NOT NULL,
+    id     TEXT NOT NULL,
+    serial INTEGER NOT NULL,
+    PRIMARY KEY (crc, id)
+) WITHOUT ROWID;
+
+-- Proxies that registered without being listed in the configuration.
+CREATE TABLE proxy (
+    name  TEXT PRIMARY KEY,
+    grp   TEXT NOT NULL,
+    layer INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- low: every task with a smaller serial is finished, and is in `finished`.
+CREATE TABLE meta (
+    key   TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;

@@ -1,0 +1,357 @@
+"""The store in SQLite: one file a lane, WAL, synced at every commit.
+
+A commit's rows go in as few statements as possible: each is one call that runs
+without the interpreter's lock, so the event loop is not held up while the saver
+works (executemany takes the lock once a row).
+
+Assumptions: fdatasync means what it says; one host. A sync that fails is never
+tried again, as the kernel may have dropped the pages: the process ends, and
+what SQLite then finds in the log is the truth.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
+from refreshd.shard import first_serial
+from refreshd.store.base import Batch, ProxyRow, ResultRow, Stored, StoredResult, TaskRow, Unfinished
+from refreshd.store.ids import PendingIds
+from refreshd.task import State
+
+# Rows are inserted in statements of these sizes, largest first; each is compiled
+# once. Beyond 256 nothing is gained (2.2 µs a row at 512, 2.3 at 256).
+_CHUNKS = (256, 64, 16, 4, 1)
+# How long another worker of the same lane may hold it. Batches take milliseconds.
+BUSY_TIMEOUT_S = 5.0
+# The log is copied into the file when it is this long. Longer: fewer copies of hot
+# pages (10 µs a row at 8,000 pages, 14 at 1,000, with random ids) but a longer start.
+CHECKPOINT_PAGES = 8_000
+# A quarter of this is what a lane's hot pages take at a million tasks.
+CACHE_KIB = 65_536
+# Finished tasks that are dropped at a time once they are older than the retention.
+DROP_ROWS = 500
+
+
+def _translated(error: sqlite3.Error) -> StoreError:
+    """What an SQLite error means to the engine. Translated once, here."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    text = f"{error} ({name})" if name else str(error)
+    if name.startswith(("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreUnavailable(f"the store cannot write: {text}")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreDamaged(f"the store is damaged: {text}; stop the engine and restore the data folder")
+    if name in _UNSYNCED:
+        return StoreFailed(f"the store could not sync: {text}")
+    if name.startswith(("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_NOMEM")):
+        return StoreUnavailable(f"the store cannot write: {text}")
+    return StoreFailed(f"the store failed: {text}")
+
+
+# After these the kernel may have dropped what was written: only a fresh process knows what is there.
+_UNSYNCED = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_IOERR_CORRUPTFS"})
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=64
+    )
+    connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+    connection.execute("PRAGMA temp_store=MEMORY")
+    return connection
+
+
+class SqliteLane:
+    """Writes one lane. Used by one thread at a time."""
+
+    def __init__(self, path: Path, retention_s: float, now_ms: Callable[[], int] | None = None) -> None:
+        """Opens the file and brings its schema up to date.
+
+        Raises: StoreUnavailable, StoreDamaged, StoreFailed.
+        """
+        self._retention_ms = int(retention_s * 1000)
+        self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
+        self._plans_kept: set[int] = set()
+        self._pending = PendingIds()
+        self._low = 0
+        self._drop_from = 0
+        try:
+            self._db = _connect(path)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+            _migrate(self._db)
+            self._any_finished = self._db.execute("SELECT 1 FROM finished LIMIT 1").fetchone() is not None
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    def commit(self, batch: Batch) -> dict[str, int]:
+        """See `base.Lane`."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            known = self._known(batch.tasks)
+            tasks = [row for row in batch.tasks if row.id not in known] if known else batch.tasks
+            self._write(batch, tasks)
+            due = self._pending.add((row.crc, row.id, row.serial) for row in batch.results)
+            self._insert("INSERT OR IGNORE INTO finished VALUES", due)
+            if batch.low:
+                self._write_low(batch.low)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._pending.undo()
+            self._roll_back()
+            raise _translated(error) from error
+        self._pending.settle()
+        self._plans_kept.update(batch.plans)
+        self._any_finished = self._any_finished or bool(due)
+        return known
+
+    def _write(self, batch: Batch, tasks: Sequence[TaskRow]) -> None:
+        plans = [item for item in batch.plans.items() if item[0] not in self._plans_kept]
+        self._insert("INSERT OR IGNORE INTO plan VALUES", plans)
+        self._insert("INSERT INTO task VALUES", tasks)
+        self._insert("INSERT OR REPLACE INTO result VALUES", [row[:6] for row in batch.results])
+        self._insert("INSERT OR REPLACE INTO proxy VALUES", batch.proxies)
+        for name in batch.forgotten:
+            self._db.execute("DELETE FROM proxy WHERE name=?", (name,))
+
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Inserts rows in as few statements as the chunk sizes allow."""
+        at, left = 0, len(rows)
+        for size in _CHUNKS:
+            while left >= size:
+                values: list[Any] = []
+                for row in rows[at : at + size]:
+                    values += row
+                one = f"({','.join('?' * len(rows[at]))})"
+                self._db.execute(f"{statement} {','.join([one] * size)}", values)
+                at += size
+                left -= size
+
+    def _known(self, tasks: Sequence[TaskRow]) -> dict[str, int]:
+        """Those of the tasks' ids that belong to finished tasks, with their serials."""
+        if not tasks or not (self._any_finished or self._pending):
+            return {}
+        known = {row.id: serial for row in tasks if (serial := self._pending.get(row.id)) is not None}
+        wanted = {row.id: crc32(row.id.encode()) for row in tasks}
+        crcs = list(wanted.values())
+        for at in range(0, len(crcs), _CHUNKS[0]):
+            some = crcs[at : at + _CHUNKS[0]]
+            # Filled up to one size, so that one compiled statement serves.
+            some += some[-1:] * (_CHUNKS[0] - len(some))
+            marks = ",".join("?" * len(some))
+            query = f"SELECT id, serial FROM finished WHERE crc IN ({marks})"  # noqa: S608 (only marks)
+            for task_id, serial in self._db.execute(query, some):
+                if task_id in wanted:
+                    known[task_id] = serial
+        return known
+
+    def _write_low(self, low: int) -> None:
+        low = min(low, self._pending.smallest_serial(low))
+        if low > self._low:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('low', ?)", (low,))
+            self._low = low
+
+    def _roll_back(self) -> None:
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise StoreFailed(f"the store could not roll back: {error}") from error
+
+    def index_finished(self) -> None:
+        """Brings `finished` up to date after a crash: every result at or above `low` is looked at.
+
+        Raises: StoreUnavailable, StoreDamaged, StoreFailed.
+        """
+        try:
+            low = _low(self._db)
+            rows = self._db.execute(
+                "SELECT task.id, serial FROM result JOIN task USING (serial) WHERE serial >= ?", (low,)
+            ).fetchall()
+            entries = sorted((crc32(task_id.encode()), task_id, serial) for task_id, serial in rows)
+            self._db.execute("BEGIN IMMEDIATE")
+            self._insert("INSERT OR IGNORE INTO finished VALUES", entries)
+            self._db.execute("COMMIT")
+            self._any_finished = self._any_finished or bool(entries)
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise _translated(error) from error
+
+    def idle(self) -> bool:
+        """Drops a few tasks that are past their retention. See `base.Lane`."""
+        try:
+            return self._drop_some()
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise _translated(error) from error
+
+    def _drop_some(self) -> bool:
+        before_ms = self._now_ms() - self._retention_ms
+        rows = self._db.execute(
+            "SELECT serial, task.id FROM task JOIN result USING (serial)"
+            " WHERE serial >= ? AND serial < ? AND updated_ms < ? ORDER BY serial LIMIT ?",
+            (self._drop_from, first_serial(before_ms), before_ms, DROP_ROWS),
+        ).fetchall()
+        if not rows:
+            self._drop_from = 0
+            return False
+        self._db.execute("BEGIN IMMEDIATE")
+        for serial, task_id in rows:
+            self._db.execute("DELETE FROM task WHERE serial=?", (serial,))
+            self._db.execute("DELETE FROM result WHERE serial=?", (serial,))
+            self._db.execute("DELETE FROM finished WHERE crc=? AND id=?", (crc32(task_id.encode()), task_id))
+            self._pending.drop(task_id)
+        self._db.execute("COMMIT")
+        # Older tasks that are unfinished are not walked past again and again.
+        self._drop_from = rows[-1][0]
+        return len(rows) == DROP_ROWS
+
+    def close(self) -> None:
+        """Writes what is left of the ids and empties the log, for a quick start."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._insert("INSERT OR IGNORE INTO finished VALUES", self._pending.all())
+            self._db.execute("COMMIT")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error:
+            # Nothing is lost: the next start does this work (index_finished).
+            self._roll_back()
+        finally:
+            self._db.close()
+
+
+def _low(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT value FROM meta WHERE key='low'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Runs the numbered files of schema/sqlite that this file has not seen, each in a transaction."""
+    folder = resources.files("refreshd.store") / "schema" / "sqlite"
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda f: f.name)
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(files):
+            raise StoreDamaged(
+                f"the store has schema {version}, this version knows {len(files)}; run a newer refreshd"
+            )
+        for number, file in enumerate(files[version:], version + 1):
+            for statement in _statements(file.read_text()):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version={number}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a migration, one by one: executescript would commit in between."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+_STORED = (
+    "SELECT task.serial, task.id, plan.text, body, state, done, failed, updated_ms, marks"
+    " FROM task LEFT JOIN result USING (serial) JOIN plan ON plan.number = task.plan"
+)
+
+
+class SqliteReader:
+    """Reads one lane beside its saver. Used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises: StoreUnavailable, StoreDamaged, StoreFailed."""
+        try:
+            self._db = _connect(path)
+            self._db.execute("PRAGMA query_only=1")
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    def proxies(self) -> list[ProxyRow]:
+        """See `base.Reader`."""
+        return [ProxyRow(*row) for row in self._rows("SELECT name, grp, layer FROM proxy ORDER BY name")]
+
+    def plans(self) -> dict[int, str]:
+        """See `base.Reader`."""
+        return dict(self._rows("SELECT number, text FROM plan"))
+
+    def last_serial(self) -> int:
+        """See `base.Reader`."""
+        rows = self._rows("SELECT max(serial) FROM task")
+        return int(rows[0][0] or 0)
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """See `base.Reader`."""
+        try:
+            cursor = self._db.execute(
+                "SELECT task.serial, plan, body FROM task LEFT JOIN result USING (serial)"
+                " WHERE task.serial >= ? AND result.serial IS NULL ORDER BY task.serial",
+                (_low(self._db),),
+            )
+            cursor.arraysize = 1000
+            while rows := cursor.fetchmany():
+                for row in rows:
+                    yield Unfinished(*row)
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    def find(self, task_id: str, crc: int) -> Stored | None:
+        """See `base.Reader`."""
+        rows = self._rows("SELECT serial FROM finished WHERE crc=? AND id=?", (crc, task_id))
+        stored = self.serials([rows[0][0]]) if rows else []
+        return stored[0] if stored else None
+
+    def serials(self, serials: list[int]) -> list[Stored]:
+        """See `base.Reader`."""
+        marks = ",".join("?" * len(serials))
+        return self._stored(f"{_STORED} WHERE task.serial IN ({marks}) ORDER BY task.serial DESC", serials)
+
+    def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
+        """See `base.Reader`."""
+        where = "task.serial < ?"
+        values: list[int] = [before]
+        if unfinished:
+            where += " AND result.serial IS NULL AND task.serial >= ?"
+            values.append(_low(self._db))
+        elif state is not None:
+            # Written out where it is not the common one, so that the partial index serves.
+            where += " AND state = ?" if state is State.COMPLETE else " AND state = ? AND state <> 2"
+            values.append(int(state))
+        order = "result.serial" if state not in (None, State.COMPLETE) and not unfinished else "task.serial"
+        return self._stored(f"{_STORED} WHERE {where} ORDER BY {order} DESC LIMIT ?", [*values, limit])
+
+    def _stored(self, query: str, values: Sequence[int]) -> list[Stored]:
+        stored = []
+        for serial, task_id, plan, body, state, *rest in self._rows(query, values):
+            result = None
+            if state is not None:
+                done, failed, updated_ms, marks = rest
+                result = StoredResult(State(state), done, failed, updated_ms, marks or b"")
+            stored.append(Stored(serial, task_id, plan, body, result))
+        return stored
+
+    def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
+        try:
+            return self._db.execute(query, tuple(values)).fetchall()
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    def close(self) -> None:
+        """See `base.Reader`."""
+        self._db.close()
+
+
+__all__ = ["ResultRow", "SqliteLane", "SqliteReader"]
