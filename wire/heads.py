@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from wire.errors import BadLine
 from wire.lines import Line, parse
 
 Head = TypeVar("Head")
@@ -39,6 +40,17 @@ def is_id(raw: bytes) -> bool:
     return 0 < len(raw) <= ID_MAX_BYTES and not raw.translate(None, _ID_BYTES)
 
 
+def split_targets(targets: bytes) -> list[str]:
+    """The items of a plain line, as `HeadTable.cut` left them.
+
+    Raises: BadLine for an empty item, as `lines.parse` would.
+    """
+    items = targets.decode("ascii").split(" ")
+    if "" in items:
+        raise BadLine("an empty item; put exactly one space between items")
+    return items
+
+
 class HeadTable(Generic[Head]):
     """Remembers what the heads of one verb mean.
 
@@ -56,16 +68,17 @@ class HeadTable(Generic[Head]):
     def cut(self, line: bytes) -> tuple[bytes, Head, bytes] | None:
         """Cuts a *plain* line into (task id, head, targets).
 
-        The targets are one or more items, not checked and still parted by
-        spaces. None means: not of the expected shape, use `lines.parse`.
+        The targets are not checked, and still parted by spaces; `split_targets`
+        parts them. None means: not of the expected shape, use `lines.parse`.
         Raises: BadLine, and what `read` raises.
         """
-        front, dashes, targets = line.partition(b" -- ")
+        front, _, targets = line.partition(b" -- ")
         prefix = self._prefix
-        if not dashes or not front.startswith(prefix):
+        if not targets or not front.startswith(prefix):
             return None
         task_id, _, key = front[len(prefix) :].partition(b" ")
-        if not is_id(task_id):
+        # Without a key the bytes do not tell "no fields" from "a space too many".
+        if not key or not is_id(task_id):
             return None
         head = self._heads.get(key)
         if head is None:

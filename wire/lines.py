@@ -11,6 +11,7 @@ can need unescaping and no byte in it can make a line bad.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -22,12 +23,15 @@ Value = str | int | float | None
 
 _VERB = re.compile(r"[!+]?[a-z][a-z0-9_]*|\+").fullmatch
 _KEY = re.compile(r"[a-z][a-z0-9_]*").fullmatch
+_COUNT = re.compile(r"[0-9]{1,18}").fullmatch
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNESCAPED = re.compile(r"[ \t\n\r\\]")
 _BAD_ESCAPE = re.compile(r"\\(?:[^stnr\\]|\Z)")
 _ESCAPE = re.compile(r"\\(.)")
 _FROM_ESCAPE = {"s": " ", "t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
 _TO_ESCAPE = {value: "\\" + key for key, value in _FROM_ESCAPE.items()}
+# Numbers on the wire have no exponent; six places are more than any figure here needs.
+_FLOAT_PLACES = 6
 _PLAIN_BYTES = bytes(set(range(0x20, 0x7F)) - {0x5C}) + b"\n"
 
 
@@ -105,6 +109,7 @@ def escape(text: str) -> str:
     """Makes any text fit for a value or an item; the inverse of `unescape`.
 
     Raises: LocalError for what no escape can carry (NUL and its like, 0x7f).
+    A lone surrogate is found by `format_line`.
     """
     if _UNESCAPED.search(text):
         text = _UNESCAPED.sub(lambda match: _TO_ESCAPE[match[0]], text)
@@ -123,14 +128,28 @@ def format_line(
     parts = [verb]
     for key, value in (fields or {}).items():
         if value is not None:
-            parts.append(f"{key}={escape(value) if isinstance(value, str) else value}")
+            parts.append(f"{key}={escape(value) if isinstance(value, str) else _number(value)}")
     if items is not None:
         parts.append("--")
         for item in items:
             if not item:
                 raise LocalError("an item may not be empty")
             parts.append(escape(item))
-    return " ".join(parts).encode() + b"\n"
+    try:
+        return " ".join(parts).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise LocalError(
+            f"a line is UTF-8 and cannot carry the surrogate at character {error.start}"
+        ) from None
+
+
+def _number(value: float) -> str:
+    """A whole or decimal number, without exponent; a flag is 0 or 1."""
+    if isinstance(value, int):
+        return str(int(value))
+    if not math.isfinite(value):
+        raise LocalError(f"a line cannot carry the number {value}")
+    return f"{value:.{_FLOAT_PLACES}f}".rstrip("0").rstrip(".")
 
 
 def format_refused(refused: Refused) -> bytes:
@@ -150,14 +169,18 @@ def format_refused(refused: Refused) -> bytes:
 def read_refused(line: Line) -> Refused:
     """The refusal that an `err` line tells of; the inverse of `format_refused`."""
     fields = line.fields
-    retry_ms = fields.get("retry_ms", "")
     return Refused(
         fields.get("code", "internal"),
         fields.get("msg", ""),
         field=fields.get("field"),
-        retry_ms=int(retry_ms) if retry_ms.isdecimal() else None,
+        retry_ms=read_count(fields.get("retry_ms", "")),
         ref=fields.get("ref"),
     )
+
+
+def read_count(text: str) -> int | None:
+    """The whole number in a field of a reply, None if there is none of 1 to 18 digits."""
+    return int(text) if _COUNT(text) else None
 
 
 def is_plain(data: bytes) -> bool:

@@ -19,10 +19,13 @@ from typing import Generic, NamedTuple, TypeVar
 from wire import DEFAULT_LINE_MAX_BYTES
 from wire.errors import BadLine, PeerMisbehaved, Refused, WireError
 from wire.fields import missing_field
-from wire.lines import Line, LineReader, parse, read_refused
+from wire.lines import Line, LineReader, parse, read_count, read_refused
 from wire.verbs import LIST_MAX, VERBS, read_fields
 
 Token = TypeVar("Token")
+
+# A fleet, a task's proxies and a page of tasks are all far below this.
+LISTING_MAX = 10 * LIST_MAX
 
 
 class GreetingState(enum.Enum):
@@ -140,6 +143,7 @@ class ReplyReader(Generic[Token]):
         tokens += [token for token, _ in self._waiting]
         self._waiting.clear()
         self._listing = None
+        self._rows = []
         return tokens
 
     def feed(self, data: bytes) -> list[Reply[Token] | Push]:
@@ -178,13 +182,14 @@ class ReplyReader(Generic[Token]):
         return self._begin_listing(token, line.fields)
 
     def _begin_listing(self, token: Token, fields: dict[str, str]) -> Reply[Token] | None:
-        count = fields.get("n", "")
-        if not count.isdecimal() or int(count) > LISTING_MAX:
-            raise PeerMisbehaved(f"a listing begins with ok n=N, N at most {LISTING_MAX}; got n={count!r}")
-        if int(count) == 0:
+        count = read_count(fields.get("n", ""))
+        if count is None or count > LISTING_MAX:
+            got = fields.get("n", "")[:20]
+            raise PeerMisbehaved(f"a listing begins with ok n=N, N at most {LISTING_MAX}; got n={got!r}")
+        if count == 0:
             return Reply(token, fields, [], None)
         self._listing = (token, fields)
-        self._rows_missing = int(count)
+        self._rows_missing = count
         return None
 
     def _take_row(self, line: Line) -> Reply[Token] | None:
@@ -197,7 +202,3 @@ class ReplyReader(Generic[Token]):
         token, fields = self._listing
         rows, self._rows, self._listing = self._rows, [], None
         return Reply(token, fields, rows, None)
-
-
-# A fleet, a task's proxies and a page of tasks are all far below this.
-LISTING_MAX = 10 * LIST_MAX
