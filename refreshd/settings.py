@@ -17,7 +17,7 @@ from wire.fields import read_id
 # What struct sockaddr_un holds, without the closing NUL.
 SOCKET_PATH_MAX_BYTES = 107
 _HOST = re.compile(r"\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+)|(?P<name>localhost)").fullmatch
-_DOMAIN = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,62}\.)?)*[A-Za-z0-9_-]{1,63}").fullmatch
+_DOMAIN = re.compile(r"(?:[A-Za-z0-9_-]{1,63}\.)*[A-Za-z0-9_-]{1,63}").fullmatch
 
 
 class Reload(enum.Enum):
@@ -77,13 +77,13 @@ def _whole(low: int, high: int, unit: str = "") -> Kind:
     return Kind(f"a whole number{unit and ' of ' + unit}, {low:,} to {high:,}", read)
 
 
-def _seconds(low: float, high: float) -> Kind:
+def _seconds(low: int, high: int) -> Kind:
     def read(value: Any) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
             raise ValueError
         return float(value)
 
-    return Kind(f"seconds, {low:g} to {high:g}", read)
+    return Kind(f"seconds, {low:,} to {high:,}", read)
 
 
 def _choice(*words: str) -> Kind:
@@ -240,8 +240,8 @@ SETTINGS = (
         "key", "domains", _domains(), [], Reload.IN_PLACE,
         "the domains, each with those below it, whose URLs the key may refresh; none: every URL",
     ),
-    Setting("proxy", "name", _NAME, None, Reload.IN_PLACE, "the proxy's name, as in its hello", required=True),
-    Setting("proxy", "group", _NAME, "default", Reload.IN_PLACE, "the group it belongs to, a word for scopes"),
+    Setting("proxy", "name", _NAME, None, Reload.IN_PLACE, "its name, as in its hello", required=True),
+    Setting("proxy", "group", _NAME, "default", Reload.IN_PLACE, "its group, a word for scopes"),
     Setting(
         "proxy", "layer", _whole(0, 15), 0, Reload.IN_PLACE,
         "its tier, 0 being nearest to the origin; a task reaches a layer when the one below has finished",
@@ -253,13 +253,15 @@ _HEAD = """\
 
 <!-- Made by `python -m refreshd.settings`; edit the table there. -->
 
-`refreshd --config FILE` reads one TOML file; without it, all defaults hold. `refreshd --config FILE --check` says
-what is wrong, each fault with its line, and touches nothing. A key or section that is not listed here is a fault.
+`refreshd --config FILE` reads one TOML file; without it, all defaults hold. `refreshd --config FILE --check`
+says what is wrong, each fault with its line, and touches nothing. A key or section that is not listed here is a
+fault.
 
-Paths are relative to the folder the engine is started in. In paths and URLs, `${NAME}` stands for the environment
-variable NAME, so `secret_file = "${CREDENTIALS_DIRECTORY}/acme"` reads a credential that systemd hands over.
+Paths are relative to the folder the engine is started in. In paths and URLs, `${NAME}` stands for the
+environment variable NAME, so `secret_file = "${CREDENTIALS_DIRECTORY}/acme"` reads a credential that systemd
+hands over.
 
-"Takes effect" says what a changed value needs. (This version has no reload yet: every change needs a restart.)
+"Takes effect" says what a changed value needs. This version has no reload yet: every change needs a restart.
 """
 
 
@@ -271,9 +273,7 @@ def settings_of(section: str) -> dict[str, Setting]:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    return f"{value:g}" if isinstance(value, float) and value < 1e5 else f"{int(value)}" if value else "[]"
+    return f'"{value}"' if isinstance(value, str) else str(value).removesuffix(".0")
 
 
 def _default(row: Setting) -> str:
