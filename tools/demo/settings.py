@@ -1,0 +1,55 @@
+"""The configuration files that the demo writes for its engine and its agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+AGENT_NAME = "pop1"
+GROUP = "demo"
+
+ENGINE = """\
+[engine]
+id = "demo"
+listen = "127.0.0.1:{port}"
+http = ""
+data = "{data}"
+workers = 2
+auth = "none"
+
+[[proxy]]
+name = "{agent}"
+group = "{group}"
+layer = 0
+"""
+
+AGENT = """\
+[agent]
+name = "{agent}"
+group = "{group}"
+layer = 0
+engines = ["127.0.0.1:{engine_port}"]
+
+[[cache]]
+name = "{cache_name}"
+kind = "{cache_kind}"
+address = "127.0.0.1:{cache_port}"
+"""
+
+
+def write_engine(path: Path, *, port: int, data: Path) -> None:
+    """The engine's file: two workers, so that even the demo has requests that cross between them."""
+    path.write_text(ENGINE.format(port=port, data=data, agent=AGENT_NAME, group=GROUP))
+
+
+def write_agent(path: Path, *, engine_port: int, cache_name: str, cache_kind: str, cache_port: int) -> None:
+    """The agent's file: one engine, one cache."""
+    path.write_text(
+        AGENT.format(
+            agent=AGENT_NAME,
+            group=GROUP,
+            engine_port=engine_port,
+            cache_name=cache_name,
+            cache_kind=cache_kind,
+            cache_port=cache_port,
+        )
+    )
