@@ -6,7 +6,7 @@
 # the exit is then 0, for tests that need it skip themselves, or 1 if CI=true, where nothing may be skipped.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
-limit_s=600 # the two apt-get calls, each
+limit_s=600 # for each call of apt-get
 
 missing() { # the PROGRAM:PACKAGE pairs of which the program is not there
     local pair
@@ -37,9 +37,14 @@ forbid_daemons() {
     trap 'as_root rm -f "$policy"' EXIT
 }
 
+# One call a package, so that one that is not to be had takes no other with it.
 install_packages() {
+    local package
     forbid_daemons
-    apt update >/dev/null && apt install -y --no-install-recommends "$@" >/dev/null
+    apt update >/dev/null || echo "setup: apt-get update failed" >&2
+    for package in "$@"; do
+        apt install -y --no-install-recommends "$package" >/dev/null || echo "setup: cannot install $package" >&2
+    done
 }
 
 mapfile -t wanted < <(missing "$@")
@@ -47,7 +52,7 @@ mapfile -t wanted < <(missing "$@")
 
 if may_install; then
     echo "setup: installing ${wanted[*]#*:}"
-    install_packages "${wanted[@]#*:}" || echo "setup: apt-get failed (see above)" >&2
+    install_packages "${wanted[@]#*:}"
 else
     echo "setup: no apt-get, or neither root nor a sudo without a password" >&2
 fi
