@@ -1,0 +1,61 @@
+"""What the agent knows of a kind of cache: one frozen description a kind, one file each.
+
+A kind says, for each task type, which request does it and which answers mean
+that it was done, or why it cannot be done there. The rest of the agent treats
+all kinds alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+
+class Deed(msgspec.Struct, frozen=True):
+    """One kind of request, and how its answer is judged.
+
+    `good` are the statuses that mean done. `hints` say what to do about others.
+    """
+
+    method: bytes
+    good: frozenset[int]
+    hints: Mapping[int, str] = {}
+    headers: bytes = b""
+    """Whole header lines, each with its CRLF, sent besides Host."""
+
+    def render(self, host: bytes, path: bytes) -> bytes:
+        """The request as it goes out.
+
+        `host` and `path` come from `split_target`: no byte of them can end a line.
+        """
+        return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (self.method, path, host, self.headers)
+
+    def judge(self, status: int) -> str | None:
+        """None if the answer means done, else what was wrong."""
+        if status in self.good:
+            return None
+        hint = self.hints.get(status)
+        return f"{self.method.decode()} was answered {status}" + (f" ({hint})" if hint else "")
+
+
+class CacheKind(msgspec.Struct, frozen=True):
+    """One kind of cache. Each task type stands in exactly one of the two tables."""
+
+    name: str
+    deeds: Mapping[str, Deed]
+    refused: Mapping[str, str]
+    """Why a type cannot be done there, by type."""
+
+
+# A prefetch is done when the object came whole with one of these.
+_SUCCESSES = frozenset(range(200, 300))
+
+# Browsers all take gzip: where answers vary by it, this is the variant to warm. (Varnish keeps one for all.)
+PREFETCH = Deed(
+    method=b"GET",
+    good=_SUCCESSES,
+    headers=b"User-Agent: refreshd-prefetch\r\nAccept: */*\r\nAccept-Encoding: gzip\r\n",
+)
+
+NOT_YET = "this agent cannot refresh by {} yet"

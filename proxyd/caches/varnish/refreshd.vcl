@@ -1,0 +1,63 @@
+# What refreshd's agent (proxyd) needs in a Varnish: PURGE one URL, BAN one directory.
+#
+# Copy this file to /etc/varnish/ and include it right after the `vcl 4.1;` line of your VCL:
+#
+#     vcl 4.1;
+#     import std;
+#     include "/etc/varnish/refreshd.vcl";
+#
+# (drop your own `import std;` or keep it: importing twice is allowed). Nothing else is needed;
+# your own subroutines of the same names run after these. If your vcl_recv rewrites req.url or the
+# Host, put that part of it before the include, so that a purge is rewritten just like a request.
+#
+#     PURGE /a/b?c HTTP/1.1      removes all variants of this URL; 200 whether or not it was there
+#     BAN /a/ HTTP/1.1           removes all that begins with /a/ on this Host; 200
+#
+# docs/agent.md says more.
+
+import std;
+
+# Who may purge: add the address the agent connects from, unless it runs on this machine.
+acl refreshd_purgers {
+    "127.0.0.1";
+    "::1";
+}
+
+sub vcl_recv {
+    if (req.method == "PURGE" || req.method == "BAN") {
+        # A comma in X-Forwarded-For (Varnish has added client.ip by now): another proxy passed this on,
+        # a TLS terminator on this machine for example. Then client.ip says nothing about who asks.
+        if (client.ip !~ refreshd_purgers || req.http.X-Forwarded-For ~ ",") {
+            return (synth(403, "Not a purger"));
+        }
+        # As the builtin VCL does it for every other request: host names have no case.
+        set req.http.Host = req.http.Host.lower();
+        if (req.http.Host !~ "^[a-z0-9._:\[\]-]+$" || req.url !~ "^/[!-~]*$") {
+            return (synth(400, "Bad host or path"));
+        }
+        if (req.method == "PURGE") {
+            return (purge);
+        }
+        # No expression can be broken out of: std.ban parts its words by white space alone, which neither the
+        # host nor the URL can hold (checked above); the host is compared as a literal; and in the
+        # pattern every byte that could mean something has a backslash before it.
+        # Only obj.* is asked, so that the ban lurker can work such a ban off in the background.
+        if (std.ban("obj.http.x-refreshd-host == " + req.http.Host +
+                    " && obj.http.x-refreshd-url ~ ^" + regsuball(req.url, "([^A-Za-z0-9/_-])", "\\\1"))) {
+            return (synth(200, "Banned"));
+        }
+        return (synth(500, "Ban refused: " + std.ban_error()));
+    }
+}
+
+sub vcl_backend_response {
+    # What bans are compared with. Objects stored before this file was included have no such
+    # headers, and no directory refresh finds them.
+    set beresp.http.x-refreshd-host = bereq.http.Host;
+    set beresp.http.x-refreshd-url = bereq.url;
+}
+
+sub vcl_deliver {
+    unset resp.http.x-refreshd-host;
+    unset resp.http.x-refreshd-url;
+}

@@ -1,0 +1,418 @@
+"""A client for one lane of one cache: few keep-alive connections, many requests on each.
+
+`CacheClient` decides what goes where; `_Connection` (below) is one connection.
+Requests are written by `caches/`, answers read by httptools and thrown away
+but for their status. Nothing is allocated per request beyond the `Exchange`;
+there is one timer a client, and one write per connection and turn of the loop.
+
+Cost: see "Measured" in docs/agent.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+import httptools
+import msgspec
+
+from proxyd.backoff import Backoff
+from proxyd.blame import Death, share_blame
+from proxyd.queues import PriorityQueue
+from proxyd.tasks import Exchange
+
+# How often deadlines are looked at: none here is shorter than a second.
+SWEEP_S = 0.25
+# A cache that refuses connections is asked again after these.
+CONNECT_BACKOFF_FIRST_S = 0.05
+CONNECT_BACKOFF_CAP_S = 2.0
+# Requests that one connection takes at once before the next one gets any: below this, fewer
+# writes are worth more than a fair share.
+SHARE_MIN = 16
+# More than this in flight on each connection, and another one is opened.
+BUSY_DEPTH = 8
+
+Ended = Callable[[Exchange, str | None], None]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The bounds of one client. Times are in seconds."""
+
+    connections: int
+    depth: int
+    """Requests in flight on one connection."""
+    connect_timeout_s: float
+    answer_timeout_s: float
+    """Longest time without progress on a connection with requests in flight: without an answer,
+    or where `streaming`, without a byte."""
+    whole_timeout_s: float
+    """Longest time from sending a request to the end of its answer."""
+    patience_s: float
+    """How long what waits may wait for a cache that cannot be talked to."""
+    answer_max_bytes: int | None = 64 * 1024
+    """Longest answer; a purge's is 200 to 500 bytes. None: any, it is streamed to nowhere."""
+    streaming: bool = False
+
+
+class CacheClient:
+    """Sends exchanges to one cache and tells `ended(exchange, error)` for each, once, in no promised order.
+
+    `error` is None when the cache's answer meant done.
+    """
+
+    def __init__(self, name: str, host: str, port: int, limits: Limits, ended: Ended) -> None:
+        self.name = name
+        self.limits = limits
+        self.queue: PriorityQueue[Exchange] = PriorityQueue()
+        self._host = host
+        self._port = port
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._alone: deque[Exchange] = deque()
+        self._spared: deque[Exchange] = deque()
+        self._open: list[_Connection] = []
+        self._connecting = 0
+        self._connects: set[asyncio.Task[None]] = set()
+        self._backoff = Backoff(CONNECT_BACKOFF_FIRST_S, CONNECT_BACKOFF_CAP_S)
+        self._not_before = 0.0
+        self._trouble_since: float | None = None
+        self._trouble = ""
+        self._pump_due = False
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._low_water = max(0, limits.depth - SHARE_MIN)
+
+    @property
+    def waiting(self) -> int:
+        """Exchanges that are not on a connection."""
+        return len(self.queue) + len(self._spared) + len(self._alone)
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges that were sent and are not answered."""
+        return sum(len(connection.in_flight) for connection in self._open)
+
+    def put(self, exchange: Exchange, priority: int) -> None:
+        """Takes an exchange; it is sent at the end of this turn of the loop or when there is room."""
+        self.queue.put(exchange, priority)
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def close(self) -> None:
+        """Drops everything at once; nothing more is told of what was not ended."""
+        self._closed = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for task in self._connects:
+            task.cancel()
+        for connection in self._open:
+            connection.abandon()
+        self._open.clear()
+
+    def __repr__(self) -> str:
+        return (
+            f"<CacheClient {self.name} {len(self._open)} open, {self._connecting} connecting, "
+            f"{self.in_flight} in flight, {self.waiting} waiting>"
+        )
+
+    # What goes where.
+
+    def _pump(self) -> None:
+        """Fills the connections from what waits, and opens more where that is not enough."""
+        self._pump_due = False
+        if self._closed:
+            return
+        waiting = self.waiting
+        if not waiting:
+            return
+        if self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
+        connections = self._open
+        if connections:
+            if len(connections) > 1:
+                connections.sort(key=_load)
+            share = max(SHARE_MIN, -(-waiting // len(connections)))
+            for connection in connections:
+                self.fill(connection, share)
+            waiting = self.waiting
+        self._open_more(waiting)
+
+    def fill(self, connection: _Connection, share: int) -> None:
+        """Sends on one connection as much as it and `share` allow."""
+        in_flight = connection.in_flight
+        room = self.limits.depth - len(in_flight)
+        if room <= 0 or connection.closing or connection.alone:
+            return
+        if self._alone:
+            if not in_flight:
+                connection.send([self._alone.popleft()], alone=True)
+                return
+            # One connection, that with the least in flight, is left to run empty for what is tried alone.
+            if connection is self._open[0]:
+                return
+        room = min(room, share)
+        while batch := self.queue.take(room) if not self._spared else self._take_spared(room):
+            now = self._loop.time()
+            fresh = [exchange for exchange in batch if exchange.task.expires_at > now]
+            if len(fresh) < len(batch):
+                self._drop_expired(batch, now)
+            if fresh:
+                connection.send(fresh)
+                return
+
+    def _drop_expired(self, batch: list[Exchange], now: float) -> None:
+        for exchange in batch:
+            if exchange.task.expires_at <= now:
+                self._ended(exchange, "its ttl ended before it was begun")
+
+    def _take_spared(self, room: int) -> list[Exchange]:
+        spared = self._spared
+        taken = [spared.popleft() for _ in range(min(room, len(spared)))]
+        return taken + self.queue.take(room - len(taken))
+
+    def _open_more(self, waiting: int) -> None:
+        limits = self.limits
+        now = self._loop.time()
+        if now < self._not_before:
+            return
+        there = len(self._open) + self._connecting
+        if limits.depth == 1:
+            wanted = min(limits.connections, there + waiting - self._connecting)
+        elif waiting or self.in_flight > BUSY_DEPTH * len(self._open):
+            wanted = min(limits.connections, there + 1)
+        else:
+            return
+        if self._trouble_since is not None:
+            # A cache in trouble is asked with one connection at a time.
+            wanted = min(wanted, max(there, 1))
+        for _ in range(wanted - there):
+            self._connecting += 1
+            task = self._loop.create_task(self._connect())
+            self._connects.add(task)
+            task.add_done_callback(self._connects.discard)
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout_s):
+                await self._loop.create_connection(
+                    lambda: _Connection(self, self._loop), self._host, self._port
+                )
+        except TimeoutError:
+            self._note_trouble(f"no connection within {self.limits.connect_timeout_s:g} s", backoff=True)
+        except OSError as error:
+            self._note_trouble(f"cannot connect: {error.strerror or error}", backoff=True)
+        finally:
+            self._connecting -= 1
+        if not self._closed:
+            self._pump()
+
+    # What connections tell.
+
+    def opened(self, connection: _Connection) -> None:
+        """A connection is up."""
+        if self._closed:
+            connection.abandon()
+            return
+        self._open.append(connection)
+
+    def answered(self, connection: _Connection, statuses: list[int]) -> None:
+        """Answers came, in the order of the requests."""
+        self._trouble_since = None
+        if connection.answered == 0:
+            self._backoff.reset()
+            self._not_before = 0.0
+        connection.answered += len(statuses)
+        popleft = connection.in_flight.popleft
+        ended = self._ended
+        for status in statuses:
+            exchange = popleft()
+            deed = exchange.deed
+            ended(exchange, None if status in deed.good else self._named(deed.judge(status)))
+        connection.alone = False
+        # Topped up in lumps: a write a lump costs less than a write an answer, and the cache never runs dry.
+        low = len(connection.in_flight) <= self._low_water
+        if low and not connection.closing and (self.queue or self._alone or self._spared):
+            self.fill(connection, self.limits.depth)
+            if len(self._open) < self.limits.connections:
+                self._open_more(self.waiting)
+        if self._alone or self._spared:
+            self._pump_soon()
+
+    def died(self, connection: _Connection, death: Death) -> None:
+        """A connection is gone; what was on it is tried again or has failed."""
+        if connection in self._open:
+            self._open.remove(connection)
+        if self._closed:
+            return
+        in_flight = connection.in_flight
+        if connection.answered == 0 and (in_flight or self.waiting):
+            self._note_trouble(death.value, backoff=True)
+        elif death is Death.SILENT and not self.limits.streaming:
+            # Where answers are streamed, an origin may be slow for one of them.
+            self._note_trouble(death.value, backoff=False)
+        if in_flight:
+            failed, again, spared = share_blame(death, in_flight)
+            connection.in_flight = deque()
+            self._alone.extend(again)
+            self._spared.extendleft(reversed(spared))
+            for exchange in failed:
+                self._ended(exchange, self._named(death.value))
+        if self.waiting:
+            self._pump_soon()
+
+    def _named(self, error: str | None) -> str:
+        return f"cache {self.name}: {error}"
+
+    def _pump_soon(self) -> None:
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    # Trouble and time.
+
+    def _note_trouble(self, what: str, *, backoff: bool) -> None:
+        now = self._loop.time()
+        if self._trouble_since is None:
+            self._trouble_since = now
+        self._trouble = what
+        if backoff:
+            self._not_before = now + self._backoff.next_s()
+
+    def _sweep(self) -> None:
+        """Ends what is overdue; runs while there is anything that could be."""
+        self._sweep_timer = None
+        now = self._loop.time()
+        for connection in list(self._open):
+            if connection.is_overdue(now):
+                connection.kill(Death.SILENT)
+        if self._trouble_since is not None and now - self._trouble_since > self.limits.patience_s:
+            self._fail_waiting()
+        if self.waiting or self.in_flight:
+            self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
+            if self.waiting:
+                self._pump_soon()
+
+    def _fail_waiting(self) -> None:
+        waiting = [*self._alone, *self._spared, *self.queue.take(len(self.queue))]
+        self._alone.clear()
+        self._spared.clear()
+        error = self._named(f"out of reach for {self.limits.patience_s:g} s: {self._trouble}")
+        for exchange in waiting:
+            self._ended(exchange, error)
+
+
+def _load(connection: _Connection) -> int:
+    return len(connection.in_flight)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: writes batches, counts answers, knows how it died."""
+
+    __slots__ = (
+        "_client", "_limits", "_loop", "_parser", "_statuses", "_transport", "_unfinished_bytes", "alone",
+        "answered", "closing", "death", "in_flight", "progress_at",
+    )  # fmt: skip
+
+    def __init__(self, client: CacheClient, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._limits = client.limits
+        self._loop = loop
+        self._statuses: list[int] = []
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._unfinished_bytes = 0
+        self.in_flight: deque[Exchange] = deque()
+        self.answered = 0
+        self.alone = False
+        """It carries one exchange that is tried alone."""
+        self.closing = False
+        """Nothing more may be sent."""
+        self.progress_at = 0.0
+        self.death: Death | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._client.opened(self)
+
+    def send(self, batch: list[Exchange], *, alone: bool = False) -> None:
+        """Writes requests, which it has room for."""
+        now = self._loop.time()
+        if not self.in_flight:
+            self.progress_at = now
+        for exchange in batch:
+            exchange.sent_at = now
+        self.alone = alone
+        self.in_flight.extend(batch)
+        # The transport's buffer is bounded by depth × TARGET_MAX_BYTES, so it is not watched.
+        self._transport.write(b"".join([exchange.request for exchange in batch]))
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the first request in flight has waited too long."""
+        if not self.in_flight:
+            return False
+        limits = self._limits
+        return (
+            now - self.progress_at > limits.answer_timeout_s
+            or now - self.in_flight[0].sent_at > limits.whole_timeout_s
+        )
+
+    def kill(self, death: Death) -> None:
+        """Ends the connection because of what the cache did or did not do."""
+        if self.death is None:
+            self.death = death
+            self.closing = True
+            self._transport.abort()
+
+    def abandon(self) -> None:
+        """Ends the connection because the agent stops."""
+        self.closing = True
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing and self.death is not None:
+            return
+        self._unfinished_bytes += len(data)
+        statuses = self._statuses
+        spoilt = False
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            # Answers that came whole before it count.
+            spoilt = True
+        if statuses:
+            self._unfinished_bytes = 0
+            self.progress_at = self._loop.time()
+            if len(statuses) > len(self.in_flight):
+                # It answers what was not asked: no answer on this connection can be trusted any more.
+                statuses.clear()
+                spoilt = True
+            if statuses:
+                self._statuses = []
+                self._client.answered(self, statuses)
+            if self.closing and not spoilt:
+                self._transport.close()
+        elif self._limits.streaming:
+            self.progress_at = self._loop.time()
+        limit = self._limits.answer_max_bytes
+        if spoilt:
+            self.kill(Death.GARBAGE)
+        elif limit is not None and self._unfinished_bytes > limit:
+            self.kill(Death.OVERSIZE)
+
+    def on_message_complete(self) -> None:
+        """httptools: an answer is whole. Interim answers (1xx) are not the answer."""
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._statuses.append(status)
+            if not self._parser.should_keep_alive():
+                self.closing = True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closing = True
+        if self.death is None:
+            # An answer without a length, ended by the end of the connection, counts as cut: whether it was
+            # whole cannot be told, and caches give HTTP/1.1 clients a length or chunks.
+            self.death = Death.RESET if error is not None else Death.CLOSED
+        self._client.died(self, self.death)

@@ -1,0 +1,121 @@
+"""A pushed task on its way through the agent, and one request of it to one cache. Pure.
+
+A task is a number of targets; a target is done when every cache has done it,
+and failed, once, when any cache could not. A task ends when no target is open.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxyd.caches import Deed
+
+if TYPE_CHECKING:
+    from proxyd.outbox import Home
+
+# What a report lists of the targets that failed, so that its line stays short whatever the task.
+FAILED_LISTED_MAX = 100
+FAILED_LISTED_MAX_BYTES = 32 * 1024
+
+
+class Task:
+    """What was pushed under one id. `home` is where its report goes: the link that pushed it last."""
+
+    __slots__ = (
+        "error", "expires_at", "failed", "failed_bytes", "failed_targets",
+        "home", "id", "open", "priority", "received_at", "shown", "total",
+    )  # fmt: skip
+
+    def __init__(
+        self, task_id: bytes, home: Home, total: int, priority: int, received_at: float, expires_at: float
+    ) -> None:
+        self.id = task_id
+        self.home = home
+        self.total = total
+        self.open = total
+        self.failed = 0
+        self.priority = priority
+        self.received_at = received_at
+        self.expires_at = expires_at
+        """What has not begun by then (loop time) is not begun; 0 once the task is cancelled."""
+        self.error: str | None = None
+        """The first failure's reason."""
+        self.failed_targets: list[bytes] = []
+        self.failed_bytes = 0
+        self.shown = 0
+        """How many targets the last `active` report told to be ended."""
+
+    @property
+    def ended(self) -> int:
+        """Targets that are done or failed."""
+        return self.total - self.open
+
+    @property
+    def done(self) -> int:
+        """Targets that every cache has done."""
+        return self.total - self.open - self.failed
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the engine took it back: it is not reported."""
+        return not self.expires_at
+
+    def end_target(self, target: bytes, error: str | None) -> bool:
+        """One target is done (`error` None) or failed; returns whether the task has ended."""
+        self.open -= 1
+        if error is not None:
+            self._note_failure(target, error)
+        return not self.open
+
+    def _note_failure(self, target: bytes, error: str) -> None:
+        self.failed += 1
+        if self.error is None:
+            self.error = error
+        self.failed_bytes += len(target) + 1
+        if len(self.failed_targets) < FAILED_LISTED_MAX and self.failed_bytes <= FAILED_LISTED_MAX_BYTES:
+            self.failed_targets.append(target)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id.decode()} {self.done} done, {self.failed} failed of {self.total}>"
+
+
+class Share:
+    """What the requests for one target to several caches have in common."""
+
+    __slots__ = ("error", "left")
+
+    def __init__(self, caches: int) -> None:
+        self.left = caches
+        self.error: str | None = None
+
+
+class Exchange:
+    """One request to one cache, and what is needed once it is answered."""
+
+    __slots__ = ("deed", "request", "sent_at", "share", "target", "task", "tries")
+
+    def __init__(self, task: Task, target: bytes, request: bytes, deed: Deed, share: Share | None) -> None:
+        self.task = task
+        self.target = target
+        self.request = request
+        self.deed = deed
+        self.share = share
+        """None where there is one cache only."""
+        self.sent_at = 0.0
+        self.tries = 0
+        """How often it was sent and found no answer."""
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.request.partition(b' HTTP/')[0].decode()} tries={self.tries}>"
+
+
+def end_exchange(exchange: Exchange, error: str | None) -> bool:
+    """One request has ended; returns whether its task has ended with it."""
+    share = exchange.share
+    if share is not None:
+        share.left -= 1
+        share.error = share.error or error
+        if share.left:
+            return False
+        error = share.error
+    return exchange.task.end_target(exchange.target, error)

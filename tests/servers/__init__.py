@@ -1,0 +1,17 @@
+"""Real caches and an origin, each started privately: own folder, free port, stopped at the end.
+
+Plain classes without pytest, for tests, the bench and the demo alike:
+
+    with Origin() as origin, Varnish(origin.address) as varnish:
+        ... varnish.address ...
+
+Each is up when `start()` (or `with`) returns, and gone, with its folder, when `stop()` returns.
+"""
+
+from tests.servers.ats import TrafficServer
+from tests.servers.errors import ServerFailed
+from tests.servers.origin import Origin
+from tests.servers.varnish import Varnish
+from tests.servers.waiting import wait_until
+
+__all__ = ["Origin", "ServerFailed", "TrafficServer", "Varnish", "wait_until"]

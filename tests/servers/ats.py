@@ -1,0 +1,113 @@
+"""A private Traffic Server, with the settings that proxyd ships."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from pathlib import Path
+from typing import Self
+
+from tests.servers.errors import ServerFailed
+from tests.servers.process import Server, find_program
+from tests.servers.waiting import free_port
+
+SHIPPED = Path(__file__).resolve().parents[2] / "proxyd" / "caches" / "ats"
+
+# What makes it private and small; the rest is what proxyd ships.
+RECORDS = """
+CONFIG proxy.config.http.server_ports STRING {port}
+CONFIG proxy.config.admin.user_id STRING {user}
+CONFIG proxy.config.exec_thread.autoconfig INT 0
+CONFIG proxy.config.exec_thread.limit INT 1
+CONFIG proxy.config.cache.threads_per_disk INT 2
+CONFIG proxy.config.cache.ram_cache.size INT 16M
+CONFIG proxy.config.cache.min_average_object_size INT 8000
+CONFIG proxy.config.log.logging_enabled INT 0
+CONFIG proxy.config.diags.output.diag STRING E
+CONFIG proxy.config.dns.resolv_conf STRING NULL
+CONFIG proxy.config.crash_log_helper STRING
+CONFIG proxy.config.http.wait_for_cache INT 1
+CONFIG proxy.config.http.insert_response_via_str INT 2
+CONFIG proxy.config.url_remap.remap_required INT 1
+"""
+RUNROOT = """
+prefix: {folder}
+exec_prefix: {folder}
+bindir: /usr/bin
+sbindir: /usr/bin
+sysconfdir: {folder}/etc
+datadir: {folder}/share
+includedir: {folder}
+libdir: {folder}
+libexecdir: {modules}
+localstatedir: {folder}/run
+runtimedir: {folder}/run
+logdir: {folder}/log.d
+cachedir: {folder}/cache
+"""
+MODULES = Path("/usr/lib/trafficserver/modules")
+START_TRIES = 3
+
+
+class TrafficServer(Server):
+    """`traffic_server` in front of `origin` ("HOST:PORT") for every host name.
+
+    A `Via` in the answers says hit or miss, see `was_hit`. `storage_mb` is the size of the cache file.
+    """
+
+    name = "ats"
+
+    def __init__(self, origin: str, *, storage_mb: int = 64, records: str = "") -> None:
+        super().__init__()
+        self._origin = origin
+        self._storage_mb = storage_mb
+        self._records = records
+
+    def start(self) -> Self:
+        """Like `Server.start`; tried again with another port if somebody took ours meanwhile."""
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                return super().start()
+            except ServerFailed:
+                if not tries_left:
+                    raise
+        raise AssertionError("not reached")
+
+    @staticmethod
+    def was_hit(via: str) -> bool:
+        """Whether the `Via` header of an answer tells of a hit ("[cHs…" on disk, "[cRs…" in memory)."""
+        return via.partition("[")[2][:2] in ("cH", "cR")
+
+    def _command(self) -> list[str]:
+        self.port = free_port()
+        self._write_settings()
+        return [find_program("traffic_server"), f"--run-root={self.folder}/runroot.yaml"]
+
+    def _write_settings(self) -> None:
+        for name in ("etc", "run", "log.d", "cache", "share"):
+            (self.folder / name).mkdir(exist_ok=True)
+        etc = self.folder / "etc"
+        # "#-1": stay who we are; the default would be a user of the package, to change to as root.
+        mine = RECORDS.format(port=self.port, user="#-1") + self._records
+        (etc / "records.config").write_text((SHIPPED / "records.config").read_text() + mine)
+        (etc / "ip_allow.yaml").write_text((SHIPPED / "ip_allow.yaml").read_text())
+        # A rule without a host fits every host and port; which of them was asked for stays in the cache key.
+        (etc / "remap.config").write_text(f"map / http://{self._origin}/\n")
+        (etc / "storage.config").write_text(f"{self.folder}/cache {self._storage_mb}M\n")
+        (etc / "plugin.config").write_text("")
+        runroot = RUNROOT.format(folder=self.folder, modules=MODULES)
+        (self.folder / "runroot.yaml").write_text(runroot)
+
+    def _environment(self) -> dict[str, str]:
+        return {"TS_RUNROOT": str(self.folder / "runroot.yaml"), "HOME": os.environ.get("HOME", "/")}
+
+    def _is_ready(self) -> bool:
+        # It listens before its cache is there (and answers 500-something then): ask for what is in no cache.
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("PURGE", "/.ready", headers={"Host": "ready.invalid"})
+            return connection.getresponse().status in (200, 404)
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()

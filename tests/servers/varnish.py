@@ -1,0 +1,84 @@
+"""A private Varnish, with the VCL that proxyd ships."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.servers.process import Server, find_program
+
+SHIPPED_VCL = Path(__file__).resolve().parents[2] / "proxyd" / "caches" / "varnish" / "refreshd.vcl"
+
+# The VCL of a site that has nothing of its own: as docs/agent.md shows, and X-Cache for tests and the demo.
+VCL = """\
+vcl 4.1;
+include "{shipped}";
+
+backend origin {{
+    .host = "{host}";
+    .port = "{port}";
+}}
+
+sub vcl_deliver {{
+    set resp.http.X-Cache = "miss";
+    if (obj.hits > 0) {{
+        set resp.http.X-Cache = "hit";
+    }}
+}}
+"""
+
+
+class Varnish(Server):
+    """`varnishd` in front of `origin` ("HOST:PORT"); answers carry `X-Cache: hit|miss`.
+
+    `storage_mb` bounds its memory; `params` are varnishd parameters ("name=value"); `vcl` replaces the VCL.
+    """
+
+    name = "varnish"
+
+    def __init__(
+        self, origin: str, *, storage_mb: int = 64, params: tuple[str, ...] = (), vcl: str | None = None
+    ) -> None:
+        super().__init__()
+        host, _, port = origin.rpartition(":")
+        self._vcl = vcl or VCL.format(shipped=SHIPPED_VCL, host=host, port=port)
+        self._storage_mb = storage_mb
+        self._params = params
+
+    def _command(self) -> list[str]:
+        (self.folder / "site.vcl").write_text(self._vcl)
+        # One small thread pool: many servers run beside each other in the tests.
+        params = ("thread_pools=1", "thread_pool_min=20", *self._params)
+        return [
+            find_program("varnishd"),
+            "-F",
+            *("-n", str(self.folder / "work")),
+            # The kernel picks the port, so that no two servers can want the same.
+            *("-a", "127.0.0.1:0"),
+            *("-f", str(self.folder / "site.vcl")),
+            *("-s", f"malloc,{self._storage_mb}m"),
+            # No jail: it would want root, and a user of its own to own the folder.
+            *("-j", "none"),
+            *(word for param in params for word in ("-p", param)),
+        ]
+
+    def _is_ready(self) -> bool:
+        words = self._ask("debug.listen_address").split()
+        if len(words) < 3 or self._ask("status") != "Child in state running":
+            return False
+        self.port = int(words[2])
+        return True
+
+    def adm(self, *words: str) -> str:
+        """The answer of `varnishadm` to a command, without white space around it."""
+        return self._ask(*words, check=True)
+
+    def _ask(self, *words: str, check: bool = False) -> str:
+        command = [find_program("varnishadm"), "-n", str(self.folder / "work"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=check)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def bans(self) -> list[str]:
+        """The expressions of the bans that Varnish holds, newest first, without its own."""
+        lines = self.adm("ban.list").splitlines()[1:]
+        return [" ".join(words[3:]) for line in lines if len(words := line.split()) > 3]
