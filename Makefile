@@ -23,7 +23,7 @@ install: .venv/.installed
 	@touch $@
 
 .venv/.test-installed: .venv/.installed requirements-test.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@$(BIN)/python -m pip -qq install --disable-pip-version-check -r requirements-test.lock
 	@touch $@
 
 run demo: install

@@ -88,4 +88,4 @@ def test_without_root_nothing_is_tried(machine: Path, ci: str, code: int) -> Non
 def test_a_package_without_a_program_is_installed_without_looking(machine: Path) -> None:
     done = run(machine, "-:python3-venv", CI="true")
     assert (done.returncode, done.stderr) == (0, "")
-    assert calls(machine).rstrip().endswith("python3-venv")
+    assert "install -y --no-install-recommends python3-venv\n" in calls(machine)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.demo.caches import KINDS, Kind
+from tools.demo.caches import KINDS, Kind, Running
 from tools.demo.http1 import Address, HttpError, Request, Response, Server, fetch
 from tools.demo.origin import Origin
 
@@ -18,11 +18,13 @@ async def ask(cache: Address, method: str, target: bytes) -> Response:
     return await fetch(cache, Request(method, target, {"host": "www.example.com"}))
 
 
-async def wait_until_up(cache: Address) -> None:
+async def wait_until_up(cache: Running) -> None:
     async with asyncio.timeout(START_S):
         while True:
+            if cache.child is not None:
+                cache.child.check()
             try:
-                await ask(cache, "GET", b"/is-it-up")
+                await ask(cache.address, "GET", b"/is-it-up")
                 return
             except (OSError, HttpError):
                 await asyncio.sleep(0.05)
@@ -43,7 +45,7 @@ def test_a_purge_takes_one_url_byte_for_byte(name: str, tmp_path: Path) -> None:
     async def run() -> None:
         origin = Origin()
         async with Server(origin.handle) as server, kind_of(name).start(tmp_path, server.address) as cache:
-            await wait_until_up(cache.address)
+            await wait_until_up(cache)
             origin.objects |= {one: b"old", other: b"old"}
             assert await bodies(cache.address, one, other) == [b"old", b"old"]
             origin.objects |= {one: b"new", other: b"new"}
@@ -62,7 +64,7 @@ def test_a_ban_takes_a_directory(name: str, tmp_path: Path) -> None:
     async def run() -> None:
         origin = Origin()
         async with Server(origin.handle) as server, kind_of(name).start(tmp_path, server.address) as cache:
-            await wait_until_up(cache.address)
+            await wait_until_up(cache)
             origin.objects |= dict.fromkeys(inside + outside, b"old")
             await bodies(cache.address, *inside, *outside)
             origin.objects |= dict.fromkeys(inside + outside, b"new")
