@@ -6,7 +6,8 @@
     ├── BadStream      the peer's compressed stream is damaged; the connection ends
     ├── Refused        an `err` reply: made by an engine, or received from one
     ├── PeerMisbehaved the other side answered something the protocol does not allow
-    └── ConnectionLost the connection ended before the reply came
+    ├── ConnectionLost the connection ended before the reply came
+    └── TimedOut       the caller's deadline passed before the reply came
 
 The first three are the peer's fault and are found while reading. `LocalError`
 stands apart: it is a fault of the program that uses this package.
@@ -39,6 +40,10 @@ class PeerMisbehaved(WireError):
 
 class ConnectionLost(WireError):
     """The connection ended (or could not be made) before the reply came."""
+
+
+class TimedOut(WireError):
+    """The caller's deadline passed; whether the request took effect is not known."""
 
 
 class LocalError(ValueError):

@@ -126,6 +126,8 @@ class ReplyReader(Generic[Token]):
         self._listing: tuple[Token, dict[str, str]] | None = None
         self._rows: list[dict[str, str]] = []
         self._rows_missing = 0
+        self.fault: PeerMisbehaved | None = None
+        """Set once the engine broke the protocol: nothing that follows can be understood."""
 
     def sent(self, token: Token, verb: str) -> None:
         """A request was sent; `verb` decides whether a listing is expected."""
@@ -149,21 +151,31 @@ class ReplyReader(Generic[Token]):
     def feed(self, data: bytes) -> list[Reply[Token] | Push]:
         """What `data` completes, in order.
 
-        Raises: PeerMisbehaved; what came before it in `data` is lost, so the
-        connection must be given up.
+        Raises: PeerMisbehaved; the connection must be given up. Events that came
+        before the fault are returned first, with `fault` set; the next call raises.
         """
+        if self.fault is not None:
+            raise self.fault
         events: list[Reply[Token] | Push] = []
-        for raw in self.lines.feed(data):
-            try:
-                line = parse(raw)
-            except WireError as error:
-                raise PeerMisbehaved(f"the engine sent a bad line: {error}") from None
-            event = self._take(line, raw)
-            if event is not None:
-                events.append(event)
-        if self.lines.overflow is not None:
-            raise PeerMisbehaved(f"the engine sent a line that is too long: {self.lines.overflow}")
+        try:
+            for raw in self.lines.feed(data):
+                event = self._take(self._parse(raw), raw)
+                if event is not None:
+                    events.append(event)
+            if self.lines.overflow is not None:
+                raise PeerMisbehaved(f"the engine sent a line that is too long: {self.lines.overflow}")
+        except PeerMisbehaved as fault:
+            self.fault = fault
+            if not events:
+                raise
         return events
+
+    @staticmethod
+    def _parse(raw: bytes) -> Line:
+        try:
+            return parse(raw)
+        except WireError as error:
+            raise PeerMisbehaved(f"the engine sent a bad line: {error}") from None
 
     def _take(self, line: Line, raw: bytes) -> Reply[Token] | Push | None:
         if self._listing is not None:
@@ -172,11 +184,11 @@ class ReplyReader(Generic[Token]):
             return Push(line, raw)
         if not self._waiting:
             raise PeerMisbehaved(f"the engine sent {line.verb!r} though nothing was asked")
+        if line.verb not in ("ok", "err"):
+            raise PeerMisbehaved(f"got {line.verb!r} where a reply must begin with ok or err")
         token, listing = self._waiting.popleft()
         if line.verb == "err":
             return Reply(token, {}, [], read_refused(line))
-        if line.verb != "ok":
-            raise PeerMisbehaved(f"got {line.verb!r} where a reply must begin with ok or err")
         if not listing:
             return Reply(token, line.fields, [], None)
         return self._begin_listing(token, line.fields)
@@ -184,6 +196,8 @@ class ReplyReader(Generic[Token]):
     def _begin_listing(self, token: Token, fields: dict[str, str]) -> Reply[Token] | None:
         count = read_count(fields.get("n", ""))
         if count is None or count > LISTING_MAX:
+            # The token stays among those that will get no reply.
+            self._waiting.appendleft((token, True))
             got = fields.get("n", "")[:20]
             raise PeerMisbehaved(f"a listing begins with ok n=N, N at most {LISTING_MAX}; got n={got!r}")
         if count == 0:

@@ -32,6 +32,18 @@ class TaskHead(msgspec.Struct, frozen=True):
     force: bool = False
 
 
+class NewTask(msgspec.Struct, frozen=True):
+    """A task as a client posts it."""
+
+    task_id: str
+    head: TaskHead
+    targets: tuple[str, ...]
+
+    def line(self) -> bytes:
+        """The `post_task` line. Raises: LocalError for what no line can carry."""
+        return format_post(self.task_id, self.head, self.targets)
+
+
 def read_task_head(line: Line) -> TaskHead:
     """Reads the fields of a `post_task` line; its items are not looked at.
 
