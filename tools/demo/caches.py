@@ -56,6 +56,19 @@ def free_port() -> int:
         return port
 
 
+VCL = """\
+vcl 4.1;
+include "{shipped}";
+backend origin {{ .host = "{host}"; .port = "{port}"; }}
+sub vcl_deliver {{
+    set resp.http.x-cache = "miss";
+    if (obj.hits > 0) {{
+        set resp.http.x-cache = "hit";
+    }}
+}}
+"""
+
+
 @asynccontextmanager
 async def start_varnish(folder: Path, origin: Address) -> AsyncIterator[Running]:
     """Varnish with the VCL that is shipped, in memory."""
@@ -73,10 +86,9 @@ async def start_varnish(folder: Path, origin: Address) -> AsyncIterator[Running]
 
 
 def varnish_vcl(origin: Address) -> str:
-    """The shipped VCL behind a backend that is the demo's origin."""
+    """A VCL as an operator would write it: the shipped file included, a backend, `x-cache` for visitors."""
     host, port = origin
-    backend = f'vcl 4.1;\nbackend origin {{ .host = "{host}"; .port = "{port}"; }}\n'
-    return backend + f'include "{SHIPPED / "varnish" / "refreshd.vcl"}";\n'
+    return VCL.format(shipped=SHIPPED / "varnish" / "refreshd.vcl", host=host, port=port)
 
 
 @asynccontextmanager
@@ -122,6 +134,7 @@ CONFIG proxy.config.cache.ram_cache.size INT 16777216
 CONFIG proxy.config.exec_thread.autoconfig INT 0
 CONFIG proxy.config.exec_thread.limit INT 1
 CONFIG proxy.config.log.logging_enabled INT 0
+CONFIG proxy.config.http.wait_for_cache INT 1
 """
 
 
