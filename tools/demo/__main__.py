@@ -9,12 +9,12 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tools.demo.caches import KINDS, Kind, choose
+from tools.demo.folder import claim
 from tools.demo.http1 import Address
 from tools.demo.processes import ChildDied
 from tools.demo.show import BOLD, DIM, Show
@@ -55,17 +55,16 @@ async def play(mode: str, kind: Kind, show: Show) -> int:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    RUN_FOLDER.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{mode}-", dir=RUN_FOLDER))
-    show.line(f"refreshd {mode}, with {kind.title} as the cache", BOLD)
-    show.line(f"files and logs: {folder.relative_to(ROOT)}/", DIM)
-    show.line()
-    if await tell(mode, kind, folder, show):
-        shutil.rmtree(folder, ignore_errors=True)
-        return 0
-    show.line()
-    show.line(f"This did not work. The logs: {folder.relative_to(ROOT)}/*.log")
-    return 1
+    with claim(RUN_FOLDER, mode) as folder:
+        show.line(f"refreshd {mode}, with {kind.title} as the cache", BOLD)
+        show.line(f"files and logs: {folder.relative_to(ROOT)}/", DIM)
+        show.line()
+        if await tell(mode, kind, folder, show):
+            shutil.rmtree(folder, ignore_errors=True)
+            return 0
+        show.line()
+        show.line(f"This did not work. The logs: {folder.relative_to(ROOT)}/*.log")
+        return 1
 
 
 async def tell(mode: str, kind: Kind, folder: Path, show: Show) -> bool:
