@@ -342,6 +342,6 @@ class _Reader:
             self._fault(
                 ("proxy",),
                 f"with {len(config.proxies)} proxies and {len(config.keys)} keys the configuration is "
-                f"{size:,} bytes, at most {CONFIG_MAX_BYTES:,} fit; list fewer proxies and set engine.open_fleet",
+                f"{size:,} bytes, at most {CONFIG_MAX_BYTES:,} fit; list fewer, and set engine.open_fleet",
             )
         self._raise_faults()

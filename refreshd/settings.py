@@ -254,8 +254,8 @@ _HEAD = """\
 <!-- Made by `python -m refreshd.settings`; edit the table there. -->
 
 `refreshd --config FILE` reads one TOML file; without it, all defaults hold. `refreshd --config FILE --check`
-says what is wrong, each fault with its line, and touches nothing. A key or section that is not listed here is a
-fault.
+says what is wrong, each fault with its line, and touches nothing. A key or section that is not listed here is
+a fault.
 
 Paths are relative to the folder the engine is started in. In paths and URLs, `${NAME}` stands for the
 environment variable NAME, so `secret_file = "${CREDENTIALS_DIRECTORY}/acme"` reads a credential that systemd

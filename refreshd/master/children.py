@@ -1,0 +1,149 @@
+"""Worker processes: starting one, talking to it, seeing how it is, ending it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+import refreshd
+from refreshd import control
+
+# Room for a start message and a peer message for each of 63 siblings while the worker is still importing.
+# The kernel takes what it allows (net.core.wmem_max) and doubles it.
+_CONTROL_BUFFER_BYTES = 1 << 20
+
+
+class Inherited(NamedTuple):
+    """The descriptors every worker gets. The lock is only held (see data_folder.py), so nothing names it."""
+
+    listen_fd: int
+    scoreboard_fd: int
+    lock_fd: int
+
+
+class Child:
+    """One worker process and the master's end of its control socket."""
+
+    def __init__(
+        self, slot: int, generation: int, process: subprocess.Popen[bytes], sock: socket.socket
+    ) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.pid = process.pid
+        self.control: socket.socket | None = sock
+        self.cpu_pct = 0.0
+        self.mem_bytes = 0
+        self._process = process
+        try:
+            self._usage: psutil.Process | None = psutil.Process(process.pid)
+        except psutil.Error:
+            self._usage = None
+        self.measure()
+
+    def __repr__(self) -> str:
+        return f"<Child {self.slot} pid={self.pid} generation={self.generation}>"
+
+    def send(self, message: control.Message, fds: tuple[int, ...] = (), rest: bytes = b"") -> None:
+        """Raises: OSError when the worker is gone or does not read; ValueError for too much."""
+        if self.control is None:
+            raise BrokenPipeError
+        control.send(self.control, message, fds, rest)
+
+    def pin(self, cpu: int) -> None:
+        """Lets the process run on this CPU only. Raises: OSError."""
+        os.sched_setaffinity(self.pid, {cpu})
+
+    def measure(self) -> None:
+        """Notes memory now, and CPU since the last call."""
+        if self._usage is None:
+            return
+        try:
+            with self._usage.oneshot():
+                self.cpu_pct = self._usage.cpu_percent(None)
+                self.mem_bytes = self._usage.memory_info().rss
+        except psutil.Error:
+            self._usage = None
+
+    def kill(self) -> None:
+        """Ends the process; `poll` tells when it is gone."""
+        # Popen checks that it was not reaped, so the pid cannot be somebody else's by now.
+        self._process.kill()
+
+    def poll(self) -> int | None:
+        """The exit status (negative: the signal), or None while it runs. Reaps."""
+        return self._process.poll()
+
+    def wait(self) -> None:
+        """Waits for the end; only after `kill`."""
+        self._process.wait()
+
+    def close_control(self) -> None:
+        """Closes the control socket; the loop must have forgotten it."""
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+
+
+def spawn(slot: int, generation: int, module: str, inherited: Inherited) -> Child:
+    """Starts `python -m MODULE` for a slot, by fork and exec: it runs the code that is on disk now.
+
+    It inherits stderr, `inherited` and its control socket; stdin and stdout are
+    /dev/null. Raises: OSError.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CONTROL_BUFFER_BYTES)
+        process = subprocess.Popen(
+            _command(slot, module, theirs.fileno(), inherited),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(), *inherited),
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Child(slot, generation, process, ours)
+
+
+def _command(slot: int, module: str, control_fd: int, inherited: Inherited) -> list[str]:
+    options = {
+        "slot": slot,
+        "control-fd": control_fd,
+        "listen-fd": inherited.listen_fd,
+        "scoreboard-fd": inherited.scoreboard_fd,
+    }
+    # `-m` would import from the current folder first, so an engine started in a folder that happens to have a
+    # `wire` or `http` in it would run that: -P, unless the engine itself is there.
+    here = Path(refreshd.__file__).parent.parent == Path.cwd()
+    return [
+        sys.executable,
+        *(() if here else ("-P",)),
+        "-m",
+        module,
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+    ]
+
+
+def describe_exit(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
+
+
+def by_others(status: int) -> bool:
+    """Whether the status looks like somebody's `kill`, rather than the process's own fault."""
+    return status in (-signal.SIGKILL, -signal.SIGTERM)

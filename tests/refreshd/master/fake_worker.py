@@ -1,0 +1,178 @@
+"""A worker that serves nothing and behaves as a file says, started by the real master.
+
+The folder $FAKE_WORKERS holds `slot-N` (what the next process of slot N shall do,
+see BEHAVIOURS) and gets `slot-N.log`, one JSON object for each thing that came.
+"""
+
+import argparse
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from refreshd import control
+from refreshd.config import from_plain
+from refreshd.scoreboard import Row, Scoreboard
+
+FOLDER = Path(os.environ["FAKE_WORKERS"])
+BEAT_S = 0.05
+
+
+class FakeWorker:
+    """Says what a worker says. `behaviour` is one of BEHAVIOURS."""
+
+    def __init__(self) -> None:
+        parser = argparse.ArgumentParser()
+        for name in ("slot", "control-fd", "listen-fd", "scoreboard-fd"):
+            parser.add_argument(f"--{name}", type=int, required=True)
+        self.arguments = parser.parse_args()
+        self.slot = self.arguments.slot
+        self.control = socket.socket(fileno=self.arguments.control_fd)
+        self.listener = socket.socket(fileno=self.arguments.listen_fd)
+        self.scoreboard = Scoreboard(self.arguments.scoreboard_fd)
+        self.peers: dict[int, list[int]] = {}
+        path = FOLDER / f"slot-{self.slot}"
+        self.behaviour = path.read_text() if path.exists() else "ready"
+        self.beats = True
+        self.obeys = True
+
+    def note(self, **what: object) -> None:
+        with (FOLDER / f"slot-{self.slot}.log").open("a") as log:
+            log.write(json.dumps({"pid": os.getpid(), **what}) + "\n")
+
+    def run(self) -> None:
+        message, fds, _ = control.receive(self.control)
+        assert isinstance(message, control.Start)
+        assert not fds
+        config = from_plain(message.config)
+        self.note(
+            start=message.slot,
+            workers=message.workers,
+            generation=message.generation,
+            lanes=message.lanes,
+            engine=config.engine.id,
+            cpus=sorted(os.sched_getaffinity(0)),
+            fds=sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1],
+        )
+        BEHAVIOURS[self.behaviour](self)
+
+    def serve(self) -> None:
+        self.listener.setblocking(False)
+        while True:
+            if self.beats:
+                self.scoreboard.write(self.slot, Row(time.monotonic_ns(), os.getpid(), 3, 4, 1))
+            met = [fd for fds in self.peers.values() for fd in fds]
+            readable, _, _ = select.select([self.control, self.listener, *met], [], [], BEAT_S)
+            for slot, fds in self.peers.items():
+                self.peers[slot] = [fd for fd in fds if fd not in readable or self.read_greeting(slot, fd)]
+            if self.listener in readable:
+                self.greet()
+            if self.control in readable:
+                self.hear()
+
+    def greet(self) -> None:
+        try:
+            sock, _ = self.listener.accept()
+        except BlockingIOError:
+            return
+        with sock:
+            sock.sendall(f"worker {self.slot} pid {os.getpid()}\n".encode())
+
+    def hear(self) -> None:
+        received = control.receive(self.control)
+        if received is None:
+            self.note(orphaned=True)
+            sys.exit(0)
+        message, fds, rest = received
+        match message:
+            case control.Peer(slot, generation):
+                self.note(peer=slot, generation=generation, fds=len(fds))
+                self.meet(slot, fds)
+            case control.Adopt(role, peer):
+                self.note(adopt=role, peer=peer, rest=rest.decode())
+                with socket.socket(fileno=fds[0]) as sock:
+                    sock.sendall(f"ok worker={self.slot} rest={len(rest)}\n".encode())
+            case control.Stop(deadline_s):
+                self.note(stop=deadline_s)
+                if self.obeys:
+                    control.send(self.control, control.Stopping())
+                    sys.exit(0)
+
+    def meet(self, slot: int, fds: list[int]) -> None:
+        """Greets the sibling over both sockets; replaces what there was to an earlier process of the slot."""
+        for fd in self.peers.pop(slot, []):
+            os.close(fd)
+        self.peers[slot] = fds
+        for fd in fds:
+            try:
+                os.write(fd, f"from {self.slot} pid {os.getpid()}".encode())
+            except BrokenPipeError:
+                pass
+
+    def read_greeting(self, slot: int, fd: int) -> bool:
+        """False, and closed, once the sibling is gone."""
+        if greeting := os.read(fd, 100):
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                self.note(met=greeting.decode(), kind=sock.type)
+            return True
+        os.close(fd)
+        return False
+
+    def be_ready(self) -> None:
+        self.scoreboard.write(self.slot, Row(time.monotonic_ns(), os.getpid(), 0, 0, 1))
+        control.send(self.control, control.Ready(unfinished=7, load_ms=1))
+        self.serve()
+
+    def be_silent(self) -> None:
+        self.beats = False
+        self.be_ready()
+
+    def be_stubborn(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.obeys = False
+        self.be_ready()
+
+    def fail(self) -> None:
+        control.send(self.control, control.Failed("the store is damaged"))
+        sys.exit(1)
+
+    def leave(self) -> None:
+        sys.exit(5)
+
+    def hang(self) -> None:
+        while True:
+            signal.pause()
+
+    def babble(self) -> None:
+        self.control.send(b'{"type":"nonsense"}\n')
+        self.hang()
+
+    def repeat(self) -> None:
+        control.send(self.control, control.Ready())
+        self.be_ready()
+
+    def close_control(self) -> None:
+        control.send(self.control, control.Ready())
+        self.control.close()
+        self.hang()
+
+
+BEHAVIOURS = {
+    "ready": FakeWorker.be_ready,
+    "silent": FakeWorker.be_silent,
+    "stubborn": FakeWorker.be_stubborn,
+    "fail": FakeWorker.fail,
+    "exit": FakeWorker.leave,
+    "hang": FakeWorker.hang,
+    "babble": FakeWorker.babble,
+    "repeat": FakeWorker.repeat,
+    "close control": FakeWorker.close_control,
+}
+
+
+if __name__ == "__main__":
+    FakeWorker().run()
