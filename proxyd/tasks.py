@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from proxyd.caches import Deed
 
 if TYPE_CHECKING:
-    from proxyd.outbox import Home
+    from proxyd.outbox import Outbox
 
 # What a report lists of the targets that failed, so that its line stays short whatever the task.
 FAILED_LISTED_MAX = 100
@@ -19,7 +19,7 @@ FAILED_LISTED_MAX_BYTES = 32 * 1024
 
 
 class Task:
-    """What was pushed under one id. `home` is where its report goes: the link that pushed it last."""
+    """What was pushed under one id. `home` is where its report goes: to the worker that pushed it last."""
 
     __slots__ = (
         "error", "expires_at", "failed", "failed_bytes", "failed_targets",
@@ -27,7 +27,7 @@ class Task:
     )  # fmt: skip
 
     def __init__(
-        self, task_id: bytes, home: Home, total: int, priority: int, received_at: float, expires_at: float
+        self, task_id: bytes, home: Outbox, total: int, priority: int, received_at: float, expires_at: float
     ) -> None:
         self.id = task_id
         self.home = home

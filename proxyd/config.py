@@ -1,0 +1,246 @@
+"""Reading proxyd.toml: everything that is wrong with it is said at once, with its line.
+
+Nothing here binds, connects or resolves a name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from proxyd.addresses import parse_address
+from proxyd.errors import ConfigError
+from proxyd.settings import LIST_MAX, LIST_SECTIONS, REQUIRED, SECTIONS, Setting, host_name, rows_of
+
+# A configuration is a page; a larger file is another file.
+FILE_MAX_BYTES = 1 << 20
+
+
+class CacheConfig(msgspec.Struct, frozen=True):
+    """One [[cache]]."""
+
+    name: str
+    kind: str
+    address: tuple[str, int]
+
+
+class LaneConfig(msgspec.Struct, frozen=True):
+    """[fast] or [slow]; times in seconds."""
+
+    connections: int
+    connect_timeout_s: float
+    answer_timeout_s: float
+    whole_timeout_s: float
+    patience_s: float
+    depth: int = 1
+
+
+class AgentConfig(msgspec.Struct, frozen=True):
+    """All of proxyd.toml, checked."""
+
+    name: str
+    group: str
+    layer: int
+    engines: list[tuple[str, int]]
+    key: str
+    secret: bytes
+    credit: int
+    stop_timeout_s: float
+    log_level: str
+    fast: LaneConfig
+    slow: LaneConfig
+    caches: list[CacheConfig]
+
+
+# What runs without a file: one Varnish where Debian's package starts it.
+DEFAULT_CACHE = {"name": "v1", "kind": "varnish", "address": "127.0.0.1:6081"}
+
+
+def default_config() -> AgentConfig:
+    """What holds without a configuration, fit for a laptop."""
+    return build({"cache": [dict(DEFAULT_CACHE)]}, "", "defaults", Path())
+
+
+def load(path: Path) -> AgentConfig:
+    """Reads and checks a file. Raises: ConfigError with every fault, each as FILE:LINE: text."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(FILE_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    if len(raw) > FILE_MAX_BYTES:
+        raise ConfigError([f"{path}: larger than {FILE_MAX_BYTES} bytes; is this the right file?"])
+    try:
+        text = raw.decode()
+        document = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path}:{line}: not UTF-8"]) from None
+    except tomllib.TOMLDecodeError as error:
+        place = re.search(r"at line (\d+)", str(error))
+        raise ConfigError([f"{path}:{place[1] if place else text.count(chr(10)) + 1}: {error}"]) from None
+    return build(document, text, str(path), path.parent)
+
+
+def build(document: dict[str, Any], text: str, where: str, folder: Path) -> AgentConfig:
+    """Checks a parsed document. `text` is what it was parsed from, for the line numbers."""
+    reader = _Reader(text, where)
+    values = {section: reader.read_section(document, section) for section in SECTIONS if section != "cache"}
+    caches = reader.read_list(document, "cache")
+    reader.check_names(document)
+    reader.check_caches(caches)
+    secret = reader.read_secret(values["agent"], folder)
+    if reader.faults:
+        raise ConfigError(reader.faults)
+    agent = values["agent"]
+    return AgentConfig(
+        name=agent["name"] or host_name(),
+        group=agent["group"],
+        layer=agent["layer"],
+        engines=[_address(text) for text in agent["engines"]],
+        key=agent["key"],
+        secret=secret,
+        credit=agent["credit"],
+        stop_timeout_s=agent["stop_timeout_s"],
+        log_level=agent["log_level"],
+        fast=LaneConfig(**values["fast"]),
+        slow=LaneConfig(**values["slow"]),
+        caches=[CacheConfig(row["name"], row["kind"], _address(row["address"])) for row in caches],
+    )
+
+
+def _address(text: str) -> tuple[str, int]:
+    address = parse_address(text)
+    if address is None:
+        raise ValueError(text)
+    return address
+
+
+class _Reader:
+    """Collects faults while it reads."""
+
+    def __init__(self, text: str, where: str) -> None:
+        self._lines = _index_lines(text)
+        self._where = where
+        self.faults: list[str] = []
+
+    def blame(self, text: str, section: str = "", number: int = 0, key: str = "") -> None:
+        """Notes a fault at the line of a key, or of its section."""
+        line = self._lines.get((section, number, key)) or self._lines.get((section, number, ""))
+        self.faults.append(f"{self._where}:{line}: {text}" if line else f"{self._where}: {text}")
+
+    def check_names(self, document: dict[str, Any]) -> None:
+        """Every section that stands there must be known."""
+        for name in document:
+            if name not in SECTIONS:
+                self.blame(f"unknown section [{name}]{_nearest(name, SECTIONS)}", *self._place(name))
+
+    def _place(self, name: str) -> tuple[str, int, str]:
+        return (name, 0, "") if (name, 0, "") in self._lines else ("", 0, name)
+
+    def read_section(self, document: dict[str, Any], section: str) -> dict[str, Any]:
+        """The values of one section, defaults filled in."""
+        table = document.get(section, {})
+        if not isinstance(table, dict):
+            self.blame(f"[{section}] is one section, in single brackets", section)
+            table = {}
+        return self._read_table(table, section, 0)
+
+    def read_list(self, document: dict[str, Any], section: str) -> list[dict[str, Any]]:
+        """The values of each section of one name."""
+        tables = document.get(section, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            self.blame(f"[[{section}]] stands in double brackets", section)
+            return []
+        return [self._read_table(table, section, number) for number, table in enumerate(tables)]
+
+    def _read_table(self, table: dict[str, Any], section: str, number: int) -> dict[str, Any]:
+        rows = rows_of(section)
+        shown = f"[[{section}]]" if section in LIST_SECTIONS else f"[{section}]"
+        for key in table:
+            if key not in rows:
+                self.blame(f"unknown key {key!r} in {shown}{_nearest(key, rows)}", section, number, key)
+        values: dict[str, Any] = {}
+        for key, setting in rows.items():
+            if key not in table and setting.default is REQUIRED:
+                self.blame(f"{shown} needs {key}: {setting.wanted}", section, number)
+            values[key] = self._read_value(table, setting, number)
+        return values
+
+    def _read_value(self, table: dict[str, Any], setting: Setting, number: int) -> Any:
+        fallback = None if setting.default is REQUIRED else setting.default
+        if setting.key not in table:
+            return fallback
+        value = table[setting.key]
+        if setting.type is float and type(value) is int:
+            value = float(value)
+        if type(value) is not setting.type:
+            fault: str | None = f"got {value!r}, wanted {setting.wanted}"
+        else:
+            fault = setting.fault(value)
+        if fault is None:
+            return value
+        self.blame(f"{setting.key}: {fault}", setting.section, number, setting.key)
+        return fallback
+
+    def check_caches(self, caches: list[dict[str, Any]]) -> None:
+        """There is one, not too many, and no name twice."""
+        if not caches and not self.faults:
+            self.blame("no [[cache]]: an agent needs at least one to act on")
+        if len(caches) > LIST_MAX:
+            self.blame(f"{len(caches)} caches; at most {LIST_MAX}", "cache", LIST_MAX)
+        seen: set[str] = set()
+        for number, cache in enumerate(caches):
+            if cache["name"] in seen:
+                self.blame(f"two caches are named {cache['name']!r}", "cache", number, "name")
+            seen.add(cache["name"])
+
+    def read_secret(self, agent: dict[str, Any], folder: Path) -> bytes:
+        """The secret that goes with `key`. A relative path begins at the configuration's folder."""
+        key, name = agent["key"], agent["secret_file"]
+        if bool(key) != bool(name):
+            self.blame("key and secret_file go together", "agent", 0, "key" if key else "secret_file")
+        if not key or not name:
+            return b""
+        try:
+            secret: bytes = (folder / name).read_bytes().strip()
+        except OSError as error:
+            self.blame(f"secret_file: {name} cannot be read: {error.strerror}", "agent", 0, "secret_file")
+            return b""
+        if not secret:
+            self.blame(f"secret_file: {name} is empty", "agent", 0, "secret_file")
+        return secret
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+_HEADER = re.compile(r"\s*\[\[?\s*([A-Za-z0-9_.\"'-]+)\s*\]\]?\s*(?:#.*)?$").match
+_KEY = re.compile(r"\s*[\"']?([A-Za-z0-9_-]+)[\"']?\s*(?:=|\.)").match
+
+
+def _index_lines(text: str) -> dict[tuple[str, int, str], int]:
+    """The line of each (section, how many of that name came before, key); "" is the section's own line.
+
+    tomllib gives no positions. This reads what people write, one key a line; where it finds nothing,
+    an error goes without its line.
+    """
+    found: dict[tuple[str, int, str], int] = {}
+    counts: dict[str, int] = {}
+    section, number = "", 0
+    for at, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER(line):
+            section = header[1].strip("\"'")
+            number = counts.get(section, 0)
+            counts[section] = number + 1
+            found[section, number, ""] = at
+        elif key := _KEY(line):
+            found.setdefault((section, number, key[1]), at)
+    return found

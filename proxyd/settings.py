@@ -1,0 +1,173 @@
+"""Every setting of proxyd.toml, in one table: the reader, --check and docs/agent.md are made from it."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from proxyd.addresses import parse_address
+from proxyd.caches import KINDS, PLANNED_KINDS
+
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
+# More engines or caches than any point of presence has; each costs connections.
+LIST_MAX = 64
+
+REQUIRED = object()
+"""In place of a default."""
+
+
+class Setting(NamedTuple):
+    """One row. `fault` says what is wrong with a value of the right type, or None."""
+
+    section: str
+    key: str
+    type: type
+    default: Any
+    wanted: str
+    """What is allowed, in words."""
+    doc: str
+    fault: Callable[[Any], str | None]
+
+
+def _between(low: float, high: float) -> Callable[[Any], str | None]:
+    def fault(value: Any) -> str | None:
+        return None if low <= value <= high else f"{value} is not {low} to {high}"
+
+    return fault
+
+
+def _name_fault(value: Any) -> str | None:
+    return None if _NAME(value) else f"{value!r} is not 1 to 64 of A-Za-z0-9._:-"
+
+
+def _key_fault(value: Any) -> str | None:
+    return None if value == "" else _name_fault(value)
+
+
+def _any(_: Any) -> str | None:
+    return None
+
+
+def _address_fault(value: Any) -> str | None:
+    return None if parse_address(value) else f"{value!r} is not HOST:PORT"
+
+
+def _engines_fault(value: Any) -> str | None:
+    if not 1 <= len(value) <= LIST_MAX:
+        return f"got {len(value)} engines, wanted 1 to {LIST_MAX}"
+    for item in value:
+        if not isinstance(item, str):
+            return f"{item!r} is not HOST:PORT"
+        if fault := _address_fault(item):
+            return fault
+    return "an engine stands there twice" if len(set(value)) < len(value) else None
+
+
+def _kind_fault(value: Any) -> str | None:
+    if value in KINDS:
+        return None
+    if value in PLANNED_KINDS:
+        return f"kind {value!r} is not built yet; this version knows {', '.join(KINDS)}"
+    return f"{value!r} is not one of {', '.join(KINDS)}"
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _level_fault(value: Any) -> str | None:
+    return None if value in LOG_LEVELS else f"{value!r} is not one of {', '.join(LOG_LEVELS)}"
+
+
+def host_name() -> str:
+    """This machine's name as a proxy's name, or `pop1` where it cannot be one."""
+    name = socket.gethostname().partition(".")[0]
+    return name if _NAME(name) else "pop1"
+
+
+_SECONDS = "seconds, {} to {}"
+
+
+def _seconds(section: str, key: str, default: float, low: float, high: float, doc: str) -> Setting:
+    return Setting(section, key, float, default, _SECONDS.format(low, high), doc, _between(low, high))
+
+
+def _number(section: str, key: str, default: int, low: int, high: int, doc: str) -> Setting:
+    return Setting(section, key, int, default, f"{low} to {high}", doc, _between(low, high))
+
+
+_NAME_WANTED = "1 to 64 of A-Za-z0-9._:-"
+
+TABLE: tuple[Setting, ...] = (
+    Setting("agent", "name", str, None, _NAME_WANTED,
+            "this agent's name in the fleet; without it the host's name", _name_fault),
+    Setting("agent", "group", str, "default", _NAME_WANTED,
+            "the group it belongs to; a task's scope may name it", _name_fault),
+    _number("agent", "layer", 0, 0, 15,
+            "its tier: 0 is nearest to the origin, and each is done before the next begins"),
+    Setting("agent", "engines", list, ["127.0.0.1:7070"], f"1 to {LIST_MAX} of HOST:PORT",
+            "the engines; it serves all of them", _engines_fault),
+    Setting("agent", "key", str, "", _NAME_WANTED,
+            "the key its greeting is signed with, where the engine wants that", _key_fault),
+    Setting("agent", "secret_file", str, "", "a path",
+            "a file that holds the key's secret (white space around it does not count)", _any),
+    _number("agent", "credit", 16384, 1, 1_000_000,
+            "targets an engine may have outstanding on each of its links (one a worker)"),
+    _seconds("agent", "stop_timeout_s", 20.0, 0, 600,
+             "how long a graceful stop waits for what is in hand"),
+    Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
+    _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
+    _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
+    _seconds("fast", "connect_timeout_s", 3.0, 0.1, 60, "longest time to connect"),
+    _seconds("fast", "answer_timeout_s", 10.0, 0.1, 600, "longest time without an answer"),
+    _seconds("fast", "whole_timeout_s", 30.0, 0.1, 3600, "longest time for one request"),
+    _seconds("fast", "patience_s", 5.0, 0, 3600,
+             "how long what waits may wait for a cache that is out of reach, before it fails"),
+    _number("slow", "connections", 8, 1, 256, "connections to each cache for prefetches, one object each"),
+    _seconds("slow", "connect_timeout_s", 3.0, 0.1, 60, "longest time to connect"),
+    _seconds("slow", "answer_timeout_s", 30.0, 0.1, 600, "longest time without a byte of the object"),
+    _seconds("slow", "whole_timeout_s", 300.0, 0.1, 86_400, "longest time for one object"),
+    _seconds("slow", "patience_s", 5.0, 0, 3600,
+             "how long what waits may wait for a cache that is out of reach, before it fails"),
+    Setting("cache", "name", str, REQUIRED, _NAME_WANTED, "the cache's name in reports", _name_fault),
+    Setting("cache", "kind", str, REQUIRED, ", ".join(KINDS), "what it is", _kind_fault),
+    Setting("cache", "address", str, REQUIRED, "HOST:PORT", "where it takes purges", _address_fault),
+)  # fmt: skip
+
+LIST_SECTIONS = frozenset({"cache"})
+"""Sections that may stand there several times, in double brackets."""
+SECTIONS = tuple(dict.fromkeys(setting.section for setting in TABLE))
+
+
+def rows_of(section: str) -> dict[str, Setting]:
+    """The settings of a section by key."""
+    return {setting.key: setting for setting in TABLE if setting.section == section}
+
+
+_TYPE_NAMES = {str: "text", int: "number", float: "number", list: "list"}
+
+
+def render_reference() -> str:
+    """The table as Markdown, for docs/agent.md (a test compares)."""
+    lines = ["| setting | type | default | allowed | what it is |", "| --- | --- | --- | --- | --- |"]
+    for setting in TABLE:
+        section = f"[[{setting.section}]]" if setting.section in LIST_SECTIONS else f"[{setting.section}]"
+        default = _show_default(setting.default)
+        kind = _TYPE_NAMES[setting.type]
+        lines.append(f"| `{section} {setting.key}` | {kind} | {default} | {setting.wanted} | {setting.doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def _show_default(default: Any) -> str:
+    if default is REQUIRED:
+        return "must be given"
+    if default is None:
+        return "host name"
+    if isinstance(default, list):
+        return "`[" + ", ".join(f'"{item}"' for item in default) + "]`"
+    return f'`"{default}"`' if isinstance(default, str) else f"`{default:g}`"
+
+
+if __name__ == "__main__":
+    print(render_reference(), end="")
