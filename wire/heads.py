@@ -82,7 +82,8 @@ class HeadTable(Generic[Head]):
             return None
         head = self._heads.get(key)
         if head is None:
-            head = self._read(parse(front))
+            # The whole line, so that a bad one is bad_line whatever else is wrong with it.
+            head = self._read(parse(line)._replace(items=None))
             if len(key) <= HEAD_MAX_BYTES:
                 if len(self._heads) >= HEADS_MAX:
                     self._heads.clear()

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from wire import fields as f
 
 GOOD_URLS = [
-    "http://a", "https://a/", "http://a.b-c_d:8080/x?y=z", "http://[::1]:80/", "http://a?q", "http://a/%2F//..;x",
+    "http://a", "https://a/", "http://a.b-c_d:8080/x?y=z", "http://[::1]:80/", "http://a?q",
+    "http://a/%2F//..;x",
     "http://A/b'\"<>[]{}|^`", "https://a:65535/",
 ]  # fmt: skip
 BAD_URLS = [
     ("", "absolute"), ("a/b", "absolute"), ("ftp://a/", "absolute"), ("HTTP://a/", "absolute"),
     ("http:/a", "absolute"), ("http://", "host"), ("http:///x", "host"), ("http://a:/", "host"),
-    ("http://a:x/", "host"), ("http://a:0/", "port"), ("http://a:65536/", "port"), ("http://a:99999/", "port"),
+    ("http://a:x/", "host"), ("http://a:0/", "port"), ("http://a:65536/", "port"),
+    ("http://a:99999/", "port"),
     ("http://u@a/", "user"), ("http://u:p@a/", "user"), ("http://a/ b", "0x21"), ("http://ä/", "0x21"),
     ("http://a/\n", "0x21"), ("http://a/ü", "0x21"), ("http://a/b#c", "fragment"), ("http://a#c", "host"),
     ("http://[::1/", "host"), ("http://a b", "0x21"), ("http://" + "a" * 254 + "/", "host"),
@@ -43,8 +45,10 @@ def test_bad_urls_are_explained(url: str, why: str) -> None:
         ("dir", "http://a/b", "ends in /"), ("dir", "http://a", "ends in /"), ("tag", "news-2026", None),
         ("tag", "http://a/", None), ("tag", "", "tag"), ("tag", "a b", "tag"), ("tag", "ü", "tag"),
         ("tag", "x" * 256, None), ("tag", "x" * 257, "tag"), ("regex", r"http://a/.*\.(png|jpg)$", None),
-        ("regex", "http://a/a?b#c", None), ("regex", "http://a/(", None), ("regex", "http://a", "begins with the /"),
-        ("regex", "http://a?x", "begins with the /"), ("regex", "/x", "absolute"), ("url", "http://a/#", "fragment"),
+        ("regex", "http://a/a?b#c", None), ("regex", "http://a/(", None),
+        ("regex", "http://a", "begins with the /"),
+        ("regex", "http://a?x", "begins with the /"), ("regex", "/x", "absolute"),
+        ("url", "http://a/#", "fragment"),
     ],
 )  # fmt: skip
 def test_targets(task_type: str, target: str, why: str | None) -> None:
@@ -52,7 +56,9 @@ def test_targets(task_type: str, target: str, why: str | None) -> None:
     assert (fault is None) if why is None else (why in (fault or ""))
 
 
-urls = st.text("htps:/.[]ab0@?#%- \\é\n", max_size=25).map(lambda text: "http://" + text) | st.text(max_size=20)
+urls = st.text("htps:/.[]ab0@?#%- \\é\n", max_size=25).map(lambda text: "http://" + text) | st.text(
+    max_size=20
+)
 
 
 @given(urls, st.sampled_from(["url", "prefetch"]))

@@ -38,7 +38,9 @@ def long_way(raw: bytes) -> tuple[bytes, object, list[str]] | type[WireError]:
         return type(error)
 
 
-def short_way(table: HeadTable[object], raw: bytes) -> tuple[bytes, object, list[str]] | type[WireError] | None:
+def short_way(
+    table: HeadTable[object], raw: bytes
+) -> tuple[bytes, object, list[str]] | type[WireError] | None:
     try:
         cut = table.cut(raw)
         if cut is None:
@@ -105,7 +107,8 @@ def test_a_line_of_the_expected_shape_is_cut() -> None:
     "raw",
     [
         b"post_task task_id=t1", b"post_task type=url task_id=t1 -- x", b"get_task task_id=t1 type=url -- x",
-        b"post_task task_id=a/b type=url -- x", b"post_task task_id= type=url -- x", b"post_task task_id=t -- x",
+        b"post_task task_id=a/b type=url -- x", b"post_task task_id= type=url -- x",
+        b"post_task task_id=t -- x",
         b"post_task task_id=t  -- x", b"post_task task_id=t type=url -- ", b"post_task task_id=t type=url --",
         b"post_tasks task_id=t type=url -- x", b"post_task task_id=" + b"t" * 65 + b" type=url -- x",
     ],

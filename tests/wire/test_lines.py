@@ -1,5 +1,7 @@
 """Lines: corpora of good and bad ones, escapes both ways, and the cutting of a stream."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,8 @@ BAD = [
     b"ping A=1", b"ping 1=1", b"ping =1", b"ping a=1 a=2", b"ping --x", b"ping -- ", b"ping --  x",
     b"ping -- x ", b"ping -- x  y", b"ping  -- x", b"ping a=\tx", b"ping a=\x00", b"ping\x7f", b"ping a=\x1b",
     b"ping\r\r", b"pi\rng", b"ping a=\\", b"ping a=\\x", b"ping a=\\S", b"ping -- \\", b"ping -- a\\\\\\",
-    b"ping a=\\\\\\", b"ping -- \\0", b"ping a=\xff", b"ping a=\xc3", b"ping a=\xed\xa0\x80", b"ping a=\xc0\xaf",
+    b"ping a=\\\\\\", b"ping -- \\0", b"ping a=\xff", b"ping a=\xc3", b"ping a=\xed\xa0\x80",
+    b"ping a=\xc0\xaf",
     b"\xef\xbb\xbfping", "ping ä=1".encode(), "pïng".encode(), b"+ x", b"ping +a=1",
 ]  # fmt: skip
 
@@ -180,7 +183,9 @@ def test_refusals_go_there_and_back(refused: Refused) -> None:
 
 
 def test_a_refusal_may_quote_anything() -> None:
-    assert read_refused(parse(format_refused(Refused("bad_line", "got \0 and\nmore"))[:-1])).code == "bad_line"
+    assert (
+        read_refused(parse(format_refused(Refused("bad_line", "got \0 and\nmore"))[:-1])).code == "bad_line"
+    )
 
 
 @pytest.mark.parametrize("retry_ms", ["", "-1", "x", "1.5", "٣", "9" * 5000])
@@ -205,7 +210,7 @@ def test_plain_means_printable_ascii(data: bytes) -> None:
 
 def cut_at(data: bytes, places: list[int]) -> list[bytes]:
     bounds = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(bounds)]
 
 
 @given(
