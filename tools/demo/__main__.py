@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shlex
 import shutil
 import signal
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     kind = choose(options.cache)
     show = Show()
+    os.chdir(ROOT)
     if not kind.is_installed():
         show.failed("start", f"{kind.title} is not installed (no {kind.program})")
         return 1

@@ -6,6 +6,8 @@ from pathlib import Path
 
 AGENT_NAME = "pop1"
 GROUP = "demo"
+#: Two, so that even the demo has requests that cross from one to the other.
+WORKERS = 2
 
 ENGINE = """\
 [engine]
@@ -13,7 +15,7 @@ id = "demo"
 listen = "127.0.0.1:{port}"
 http = ""
 data = "{data}"
-workers = 2
+workers = {workers}
 auth = "none"
 
 [[proxy]]
@@ -37,8 +39,8 @@ address = "127.0.0.1:{cache_port}"
 
 
 def write_engine(path: Path, *, port: int, data: Path) -> None:
-    """The engine's file: two workers, so that even the demo has requests that cross between them."""
-    path.write_text(ENGINE.format(port=port, data=data, agent=AGENT_NAME, group=GROUP))
+    """The engine's file: text RPC on PORT, all it keeps under DATA."""
+    path.write_text(ENGINE.format(port=port, data=data, workers=WORKERS, agent=AGENT_NAME, group=GROUP))
 
 
 def write_agent(path: Path, *, engine_port: int, cache_name: str, cache_kind: str, cache_port: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,12 +15,16 @@ from tools.demo.caches import Kind, free_port
 from tools.demo.http1 import Address, HttpError, Request, Response, Server, fetch
 from tools.demo.origin import Origin
 from tools.demo.processes import Child
+from wire.client import Client
+from wire.errors import WireError
 
 #: Everything is run from here: commands can be copied, and paths of sockets are short (107 bytes at most).
 ROOT = Path(__file__).resolve().parents[2]
 #: How long each part may take until it answers. A cold Varnish compiles its VCL first.
 START_S = 20.0
 POLL_S = 0.05
+#: One question to the engine while it starts.
+ASK_S = 2.0
 #: A site that is nobody's (RFC 2606); visitors reach the cache by its address and name the site in `host`.
 SITE = "www.example.com"
 
@@ -159,16 +162,10 @@ async def cache_answers(stage: Stage) -> bool:
 
 
 async def agent_registered(stage: Stage) -> bool:
+    """Whether the engine has the agent online, one connection a worker, asked on the admin socket."""
     try:
-        code, output = await stage.refreshctl("proxies", "--json", timeout_s=5)
-    except TimeoutError:
+        async with Client(f"unix:{stage.socket}", patient=False, timeout_s=ASK_S) as client:
+            answer = await client.request("list_proxies")
+    except WireError:
         return False
-    return code == 0 and any(row.get("state") == "online" for row in proxies_in(output))
-
-
-def proxies_in(output: str) -> list[dict[str, object]]:
-    try:
-        rows = json.loads(output)
-    except ValueError:
-        return []
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return any(row.get("online") == "1" and row.get("links") == str(settings.WORKERS) for row in answer.rows)
