@@ -499,9 +499,10 @@ class Client:
             ) from None
         except OSError as error:
             reason = error.strerror or str(error)
+            # The cause is kept: a socket that may not be opened is another matter than one that is gone.
             raise ConnectionLost(
                 f"cannot connect to {address} ({reason}); is refreshd running there?"
-            ) from None
+            ) from error
         finally:
             if not link.usable:
                 link.close()

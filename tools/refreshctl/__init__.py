@@ -1,0 +1,1 @@
+"""refreshctl: the operator's hand on an engine, over its admin socket."""

@@ -1,0 +1,80 @@
+"""`stats`, `workers`, `proxies` and `ping`: the engine itself."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tools.refreshctl.context import Context
+from tools.refreshctl.exits import Exit
+from tools.refreshctl.tables import ago, mebibytes, pairs, table, when
+from wire.answers import read_value
+
+
+async def stats(context: Context) -> Exit:
+    """The engine's figures by name."""
+    async with context.client() as client:
+        figures = await client.stats()
+    context.show(figures, pairs(figures))
+    return Exit.OK
+
+
+async def _rows(context: Context, verb: str) -> list[dict[str, Any]]:
+    async with context.client() as client:
+        answer = await client.request(verb)
+    # Names stay text, whatever they look like.
+    return [
+        {key: value if key in ("proxy", "group") else read_value(value) for key, value in row.items()}
+        for row in answer.rows
+    ]
+
+
+async def workers(context: Context) -> Exit:
+    """The worker processes. The master answers, so it works when no worker does."""
+    rows = await _rows(context, "list_workers")
+    shown = [
+        row | {"mem": mebibytes(row["mem"]) if isinstance(row.get("mem"), int) else row.get("mem")}
+        for row in rows
+    ]
+    context.show({"workers": rows}, table(_columns(rows), shown) if rows else "no workers\n")
+    return Exit.OK
+
+
+async def proxies(context: Context) -> Exit:
+    """The fleet, or with --forget taking one proxy out of it."""
+    name = context.args.forget
+    if name is not None:
+        async with context.client() as client:
+            await client.request("forget_proxy", {"name": name})
+        context.show({"forgotten": name}, f"{name} is forgotten; new tasks do not wait for it\n")
+        return Exit.OK
+    rows = await _rows(context, "list_proxies")
+    now_ms = time.time() * 1000
+    shown = [_readable(row, now_ms) for row in rows]
+    context.show({"proxies": rows}, table(_columns(rows), shown) if rows else "no proxies\n")
+    return Exit.OK
+
+
+def _readable(row: dict[str, Any], now_ms: float) -> dict[str, Any]:
+    seen = row.get("seen")
+    online = {1: "yes", 0: "no"}.get(row.get("online", -1), row.get("online"))
+    return row | {
+        "online": online,
+        "seen": f"{ago(seen, now_ms)} ago" if isinstance(seen, int) and seen else "never",
+    }
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    """All keys, in the order in which the engine names them."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+async def ping(context: Context) -> Exit:
+    """Whether the engine answers, and how fast."""
+    async with context.client() as client:
+        await client.ping()
+        start = time.monotonic()
+        now = await client.ping()
+        ms = round((time.monotonic() - start) * 1000, 3)
+    context.show({"now": now, "ms": ms}, f"answered in {ms} ms; the engine's clock says {when(now)}\n")
+    return Exit.OK
