@@ -25,6 +25,8 @@ import msgspec
 
 # Under the kernel's default send buffer (212,992), with room for the JSON part.
 PACKET_MAX_BYTES = 160 * 1024
+# More unread bytes than this travel as a memory file, whose descriptor comes last.
+_REST_INLINE_BYTES = 64 * 1024
 _FDS_MAX = 4
 _INT = array.array("i").itemsize
 
@@ -49,11 +51,13 @@ class Peer(msgspec.Struct, frozen=True, tag="peer"):
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
     """Serve the connection whose descriptor comes with this; the packet's bytes were read from it.
 
-    `role` is "client" or "admin"; `peer` is the remote address as text.
+    `role` is "client" or "admin"; `peer` is the remote address as text. `in_file`:
+    the bytes are in a memory file, see `send`.
     """
 
     role: str
     peer: str = ""
+    in_file: bool = False
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
@@ -93,7 +97,17 @@ def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = (), rest:
     Raises: ValueError for a packet that is too large; BlockingIOError when the
     socket is non-blocking and full; OSError when the other side is gone.
     """
-    packet = _encoder.encode(message) + b"\n" + rest
+    if len(rest) > _REST_INLINE_BYTES and isinstance(message, Adopt):
+        with os.fdopen(os.memfd_create("refreshd-rest"), "wb") as file:
+            file.write(rest)
+            file.flush()
+            message = msgspec.structs.replace(message, in_file=True)
+            _send(sock, _encoder.encode(message) + b"\n", (*fds, file.fileno()))
+    else:
+        _send(sock, _encoder.encode(message) + b"\n" + rest, fds)
+
+
+def _send(sock: socket.socket, packet: bytes, fds: tuple[int, ...]) -> None:
     if len(packet) > PACKET_MAX_BYTES:
         raise ValueError(f"a control packet of {len(packet)} bytes; at most {PACKET_MAX_BYTES} fit")
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
@@ -115,8 +129,13 @@ def receive(sock: socket.socket) -> tuple[Message, list[int], bytes] | None:
         return None
     head, _, rest = packet.partition(b"\n")
     try:
-        return _decoder.decode(head), list(fds), rest
+        message = _decoder.decode(head)
     except msgspec.DecodeError:
         for fd in fds:
             os.close(fd)
         raise
+    if isinstance(message, Adopt) and message.in_file:
+        with os.fdopen(fds.pop(), "rb") as file:
+            file.seek(0)
+            rest = file.read()
+    return message, list(fds), rest

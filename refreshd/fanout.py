@@ -126,7 +126,7 @@ class Log:
         self._encode = encode
         self._encoded = encoded
 
-    def append(self, task: Task, deadline_ms: int) -> Segment | None:
+    def append(self, task: Task) -> Segment | None:
         """Takes a task in. Returns its segment if the segment's deadline became earlier, else None."""
         segment = self.tail
         if len(segment.tasks) >= SEGMENT_TASKS:
@@ -138,8 +138,8 @@ class Log:
         self.live += 1
         if task.count != 1:
             segment.uniform = False
-        if not segment.deadline_ms or deadline_ms < segment.deadline_ms:
-            segment.deadline_ms = deadline_ms
+        if not segment.deadline_ms or task.deadline_ms < segment.deadline_ms:
+            segment.deadline_ms = task.deadline_ms
             return segment
         return None
 
@@ -200,13 +200,13 @@ class Log:
 
     def read(
         self, cursor: Cursor, room: int, idle: bool, activate: Callable[[Task], None]
-    ) -> tuple[bytes, int]:
+    ) -> tuple[bytes, int] | None:
         """What the link may be sent next: (push lines, targets in them), within one segment.
 
-        `room` is how many targets the link's credit still allows. A task that is
-        larger than that is read only by a link with nothing outstanding (`idle`),
-        else it would never be. `activate` is called once for each task that had
-        not been pushed to anyone. An empty result means: no room.
+        `room` is how many targets the link's credit still allows; None means that
+        the next task does not fit. A task that is larger than the whole credit is
+        read by a link with nothing outstanding (`idle`), else it would never be.
+        `activate` is called once for each task that had not been pushed to anyone.
         """
         segment = cursor.segment
         start, end = cursor.offset, len(segment.tasks)
@@ -222,7 +222,7 @@ class Log:
 
     def _read_some(
         self, cursor: Cursor, room: int, idle: bool, activate: Callable[[Task], None]
-    ) -> tuple[bytes, int]:
+    ) -> tuple[bytes, int] | None:
         """As `read`, looking at each task: some are done, or large, or beyond the credit."""
         segment = cursor.segment
         tasks = segment.tasks
@@ -241,6 +241,8 @@ class Log:
         cursor.offset = at
         if segment.pushed < at:
             self._activate(segment, at, activate)
+        if not out and at < len(tasks):
+            return None
         return b"".join(out), taken
 
     def _activate(self, segment: Segment, end: int, activate: Callable[[Task], None]) -> None:

@@ -12,9 +12,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from wire.errors import Refused
+
+if TYPE_CHECKING:
+    from refreshd.fanout import Log
 
 # Distinct scopes that are remembered. A plan costs about 200 bytes a proxy, so
 # 256 plans of 5,000 proxies are 256 MB at the very worst; one at a time is usual.
@@ -33,7 +36,7 @@ class Proxy(NamedTuple):
 class Layer:
     """One layer of a plan: its proxies, each with the place of its bit in a task's mask."""
 
-    __slots__ = ("first", "full", "next", "number", "places", "plan", "proxies", "size")
+    __slots__ = ("first", "full", "logs", "next", "number", "places", "plan", "proxies", "size")
 
     def __init__(self, plan: Plan, number: int, proxies: tuple[str, ...], first: int) -> None:
         self.plan = plan
@@ -47,6 +50,8 @@ class Layer:
         self.full = ((1 << self.size) - 1).to_bytes((self.size + 7) // 8, "little")
         """The mask in which every proxy is still to report."""
         self.next: Layer | None = None
+        self.logs: dict[int, Log] = {}
+        """Priority → the log of tasks that this layer works on."""
 
 
 class Plan:

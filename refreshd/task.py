@@ -127,6 +127,7 @@ class Task:
     __slots__ = (
         "closing",
         "count",
+        "deadline_ms",
         "extra",
         "failed",
         "id",
@@ -167,6 +168,8 @@ class Task:
         self.failed = 0
         """(proxy, target) pairs that failed, at proxies that have ended."""
         self.extra: Extra | None = None
+        self.deadline_ms = 0
+        """When the task expires, monotonic; set when it starts."""
         self.segment: Segment | None = None
         self.place = 0
         self.updated_ms = now_ms

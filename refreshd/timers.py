@@ -9,6 +9,7 @@ Pure: `now_ms` is passed in, and must be monotonic.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 Entry = TypeVar("Entry")
@@ -29,6 +30,9 @@ class Wheel(Generic[Entry]):
 
     def __len__(self) -> int:
         return len(self._where)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._where)
 
     def add(self, entry: Entry, at_ms: int) -> None:
         """Fires `entry` at the first tick at or after `at_ms`, in place of any earlier setting."""

@@ -247,6 +247,11 @@ class LineReader:
         self._tail.clear()
         self.overflow = TooLong(f"a line has at most {self.line_max} bytes, LF included")
 
+    @property
+    def holds_part(self) -> bool:
+        """Whether the beginning of a line is held."""
+        return bool(self._tail)
+
     def take_rest(self) -> bytes:
         """Hands out the unfinished line, for a connection that moves elsewhere."""
         rest = bytes(self._tail)

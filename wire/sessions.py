@@ -47,8 +47,8 @@ class Hello(NamedTuple):
     worker: int | None
     zip: str | None
     name: str
-    group: str
-    layer: int
+    group: str | None
+    layer: int | None
 
 
 class Greeting:
@@ -82,8 +82,8 @@ class Greeting:
             worker=values.get("worker"),
             zip=values.get("zip"),
             name=values.get("name", ""),
-            group=values.get("group", "default"),
-            layer=values.get("layer", 0),
+            group=values.get("group"),
+            layer=values.get("layer"),
         )
 
     def accept(self) -> None:

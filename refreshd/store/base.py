@@ -12,27 +12,17 @@ from typing import NamedTuple, Protocol
 
 from refreshd.task import State
 
+TaskRow = tuple[int, bytes, int, bytes]
+"""(serial, id, plan number, body): an accepted task, written before it is acknowledged.
 
-class TaskRow(NamedTuple):
-    """An accepted task: what is written before it is acknowledged."""
+A plain tuple: making a NamedTuple of it costs 0.25 µs a task, this 0.05.
+"""
 
-    serial: int
-    id: str
-    plan: int
-    body: bytes
+ResultRow = tuple[int, int, int, int, int, bytes | None]
+"""(serial, state, done, failed, updated_ms, marks): a task's end."""
 
-
-class ResultRow(NamedTuple):
-    """A task's end. `id` and `crc` make it known as finished."""
-
-    serial: int
-    state: int
-    done: int
-    failed: int
-    updated_ms: int
-    marks: bytes | None
-    id: str
-    crc: int
+IdEntry = tuple[int, bytes, int]
+"""(crc, id, serial): by this a finished task is found again."""
 
 
 class ProxyRow(NamedTuple):
@@ -46,13 +36,15 @@ class ProxyRow(NamedTuple):
 class Batch:
     """What one commit keeps."""
 
-    __slots__ = ("forgotten", "low", "plans", "proxies", "results", "tasks")
+    __slots__ = ("finished", "forgotten", "low", "plans", "proxies", "results", "tasks")
 
     def __init__(self) -> None:
         self.tasks: list[TaskRow] = []
         self.plans: dict[int, str] = {}
         """Plans that the tasks refer to, as text by number; those known already do no harm."""
         self.results: list[ResultRow] = []
+        self.finished: list[IdEntry] = []
+        """An entry for each of `results`."""
         self.proxies: list[ProxyRow] = []
         self.forgotten: list[str] = []
         """Names of proxies to take out."""
@@ -63,19 +55,11 @@ class Batch:
         return len(self.tasks) + len(self.results) + len(self.proxies) + len(self.forgotten)
 
 
-class Unfinished(NamedTuple):
-    """An accepted task without a result, as found at start."""
-
-    serial: int
-    plan: int
-    body: bytes
-
-
 class Stored(NamedTuple):
     """A task as the store has it; `result` is None while it is unfinished."""
 
     serial: int
-    id: str
+    id: bytes
     plan: str
     body: bytes
     result: StoredResult | None
@@ -94,12 +78,18 @@ class StoredResult(NamedTuple):
 class Lane(Protocol):
     """A part of the store that one saver writes."""
 
-    def commit(self, batch: Batch) -> dict[str, int]:
+    def commit(self, batch: Batch) -> dict[bytes, int]:
         """Keeps the whole batch on stable storage, or nothing of it.
 
         Returns the ids among `batch.tasks` that were known as finished, with
         their serials: of those the store keeps what it had.
         Raises: StoreUnavailable, StoreFailed, StoreDamaged.
+        """
+
+    def finished_serial(self, task_id: bytes) -> int | None:
+        """The serial of a task that has just finished and that `Reader.find` may not know yet.
+
+        May be called from another thread than the saver's; ask this first.
         """
 
     def idle(self) -> bool:
@@ -121,10 +111,10 @@ class Reader(Protocol):
     def last_serial(self) -> int:
         """The largest serial in the lane, 0 if it is empty."""
 
-    def unfinished(self) -> Iterator[Unfinished]:
-        """The tasks without a result, by serial."""
+    def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
+        """(serial, plan number, body) of the tasks without a result, by serial."""
 
-    def find(self, task_id: str, crc: int) -> Stored | None:
+    def find(self, task_id: bytes, crc: int) -> Stored | None:
         """A finished task by id."""
 
     def serials(self, serials: list[int]) -> list[Stored]:

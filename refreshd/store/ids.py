@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-Entry = tuple[int, str, int]
-"""(crc, id, serial)"""
+from refreshd.store.base import IdEntry
 
 BUCKETS = 64
 # 64 × 512 entries of about 200 bytes are 6 MiB at the most; at a million finished
@@ -25,19 +24,19 @@ class PendingIds:
     """The entries that wait. Used in turns: `add`, then `settle` or `undo`."""
 
     def __init__(self) -> None:
-        self._buckets: list[list[Entry]] = [[] for _ in range(BUCKETS)]
-        self._serials: dict[str, int] = {}
-        self._added: list[Entry] = []
+        self._buckets: list[list[IdEntry]] = [[] for _ in range(BUCKETS)]
+        self._serials: dict[bytes, int] = {}
+        self._added: list[IdEntry] = []
         self._due: list[int] = []
 
     def __len__(self) -> int:
         return len(self._serials)
 
-    def add(self, entries: Iterable[Entry]) -> list[Entry]:
+    def add(self, entries: Iterable[IdEntry]) -> list[IdEntry]:
         """Takes entries in. Returns those to be written in this transaction, in order."""
         self._added = list(entries)
         self._due = []
-        due: list[Entry] = []
+        due: list[IdEntry] = []
         for entry in self._added:
             number = entry[0] >> _SHIFT
             bucket = self._buckets[number]
@@ -66,11 +65,11 @@ class PendingIds:
             self._serials.pop(task_id, None)
         self._added, self._due = [], []
 
-    def get(self, task_id: str) -> int | None:
+    def get(self, task_id: bytes) -> int | None:
         """The serial of an id that waits."""
         return self._serials.get(task_id)
 
-    def drop(self, task_id: str) -> None:
+    def drop(self, task_id: bytes) -> None:
         """Forgets an id whose task is gone."""
         if self._serials.pop(task_id, None) is not None:
             self._buckets = [[e for e in bucket if e[1] != task_id] for bucket in self._buckets]
@@ -79,6 +78,6 @@ class PendingIds:
         """The smallest serial that waits."""
         return min(self._serials.values(), default=otherwise)
 
-    def all(self) -> list[Entry]:
+    def all(self) -> list[IdEntry]:
         """Everything that waits, in order."""
         return sorted(entry for bucket in self._buckets for entry in bucket)

@@ -21,7 +21,7 @@ from zlib import crc32
 
 from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
 from refreshd.shard import first_serial
-from refreshd.store.base import Batch, ProxyRow, ResultRow, Stored, StoredResult, TaskRow, Unfinished
+from refreshd.store.base import Batch, ProxyRow, Stored, StoredResult, TaskRow
 from refreshd.store.ids import PendingIds
 from refreshd.task import State
 
@@ -91,14 +91,14 @@ class SqliteLane:
         except sqlite3.Error as error:
             raise _translated(error) from error
 
-    def commit(self, batch: Batch) -> dict[str, int]:
+    def commit(self, batch: Batch) -> dict[bytes, int]:
         """See `base.Lane`."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             known = self._known(batch.tasks)
-            tasks = [row for row in batch.tasks if row.id not in known] if known else batch.tasks
+            tasks = [row for row in batch.tasks if row[1] not in known] if known else batch.tasks
             self._write(batch, tasks)
-            due = self._pending.add((row.crc, row.id, row.serial) for row in batch.results)
+            due = self._pending.add(batch.finished)
             self._insert("INSERT OR IGNORE INTO finished VALUES", due)
             if batch.low:
                 self._write_low(batch.low)
@@ -116,7 +116,7 @@ class SqliteLane:
         plans = [item for item in batch.plans.items() if item[0] not in self._plans_kept]
         self._insert("INSERT OR IGNORE INTO plan VALUES", plans)
         self._insert("INSERT INTO task VALUES", tasks)
-        self._insert("INSERT OR REPLACE INTO result VALUES", [row[:6] for row in batch.results])
+        self._insert("INSERT OR REPLACE INTO result VALUES", batch.results)
         self._insert("INSERT OR REPLACE INTO proxy VALUES", batch.proxies)
         for name in batch.forgotten:
             self._db.execute("DELETE FROM proxy WHERE name=?", (name,))
@@ -134,12 +134,12 @@ class SqliteLane:
                 at += size
                 left -= size
 
-    def _known(self, tasks: Sequence[TaskRow]) -> dict[str, int]:
+    def _known(self, tasks: Sequence[TaskRow]) -> dict[bytes, int]:
         """Those of the tasks' ids that belong to finished tasks, with their serials."""
         if not tasks or not (self._any_finished or self._pending):
             return {}
-        known = {row.id: serial for row in tasks if (serial := self._pending.get(row.id)) is not None}
-        wanted = {row.id: crc32(row.id.encode()) for row in tasks}
+        known = {row[1]: serial for row in tasks if (serial := self._pending.get(row[1])) is not None}
+        wanted = {row[1]: crc32(row[1]) for row in tasks}
         crcs = list(wanted.values())
         for at in range(0, len(crcs), _CHUNKS[0]):
             some = crcs[at : at + _CHUNKS[0]]
@@ -175,7 +175,7 @@ class SqliteLane:
             rows = self._db.execute(
                 "SELECT task.id, serial FROM result JOIN task USING (serial) WHERE serial >= ?", (low,)
             ).fetchall()
-            entries = sorted((crc32(task_id.encode()), task_id, serial) for task_id, serial in rows)
+            entries = sorted((crc32(task_id), task_id, serial) for task_id, serial in rows)
             self._db.execute("BEGIN IMMEDIATE")
             self._insert("INSERT OR IGNORE INTO finished VALUES", entries)
             self._db.execute("COMMIT")
@@ -183,6 +183,10 @@ class SqliteLane:
         except sqlite3.Error as error:
             self._roll_back()
             raise _translated(error) from error
+
+    def finished_serial(self, task_id: bytes) -> int | None:
+        """See `base.Lane`."""
+        return self._pending.get(task_id)
 
     def idle(self) -> bool:
         """Drops a few tasks that are past their retention. See `base.Lane`."""
@@ -206,7 +210,7 @@ class SqliteLane:
         for serial, task_id in rows:
             self._db.execute("DELETE FROM task WHERE serial=?", (serial,))
             self._db.execute("DELETE FROM result WHERE serial=?", (serial,))
-            self._db.execute("DELETE FROM finished WHERE crc=? AND id=?", (crc32(task_id.encode()), task_id))
+            self._db.execute("DELETE FROM finished WHERE crc=? AND id=?", (crc32(task_id), task_id))
             self._pending.drop(task_id)
         self._db.execute("COMMIT")
         # Older tasks that are unfinished are not walked past again and again.
@@ -293,7 +297,7 @@ class SqliteReader:
         rows = self._rows("SELECT max(serial) FROM task")
         return int(rows[0][0] or 0)
 
-    def unfinished(self) -> Iterator[Unfinished]:
+    def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
         """See `base.Reader`."""
         try:
             cursor = self._db.execute(
@@ -303,12 +307,11 @@ class SqliteReader:
             )
             cursor.arraysize = 1000
             while rows := cursor.fetchmany():
-                for row in rows:
-                    yield Unfinished(*row)
+                yield from rows
         except sqlite3.Error as error:
             raise _translated(error) from error
 
-    def find(self, task_id: str, crc: int) -> Stored | None:
+    def find(self, task_id: bytes, crc: int) -> Stored | None:
         """See `base.Reader`."""
         rows = self._rows("SELECT serial FROM finished WHERE crc=? AND id=?", (crc, task_id))
         stored = self.serials([rows[0][0]]) if rows else []
@@ -352,6 +355,3 @@ class SqliteReader:
     def close(self) -> None:
         """See `base.Reader`."""
         self._db.close()
-
-
-__all__ = ["ResultRow", "SqliteLane", "SqliteReader"]

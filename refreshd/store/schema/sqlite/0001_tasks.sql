@@ -10,7 +10,7 @@ CREATE TABLE plan (
 -- Every task that was acknowledged. `body` is the request line as it came.
 CREATE TABLE task (
     serial INTEGER PRIMARY KEY,
-    id     TEXT NOT NULL,
+    id     BLOB NOT NULL,
     plan   INTEGER NOT NULL,
     body   BLOB NOT NULL
 );
@@ -32,7 +32,7 @@ CREATE INDEX result_not_complete ON result (state, serial) WHERE state <> 2;
 -- order of the CRC, so that a page takes many entries at a time. See store/ids.py.
 CREATE TABLE finished (
     crc    INTEGER NOT NULL,
-    id     TEXT NOT NULL,
+    id     BLOB NOT NULL,
     serial INTEGER NOT NULL,
     PRIMARY KEY (crc, id)
 ) WITHOUT ROWID;

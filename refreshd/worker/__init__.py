@@ -1,0 +1,1 @@
+"""What runs in a worker: one uvloop, its shards, nobody else's."""

@@ -1,0 +1,347 @@
+"""A connection of a client, a proxy or an operator: bytes to turns, turns to bytes.
+
+    FRESH ── first line ──► SERVED ──► CLOSED
+      │ hello worker=I           ▲
+      └──► handed to worker I ───┘ (there)
+
+Bounded: unanswered lines (reading stops at PENDING_MAX), unread replies (reading
+stops when the write buffer is full; the connection is closed when it stays so, or
+when pushes pile up beyond PUSHES_MAX_BYTES), an unfinished line (`line_max`, and
+LINE_PATIENCE_S from its first byte).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+
+from refreshd.worker.callers import Caller
+from refreshd.worker.proxies import ProxySession
+from refreshd.worker.turns import Turn
+from wire import PROTOCOL_VERSION, SHARDS
+from wire.compress import Compressor, Decompressor
+from wire.errors import BadStream, Refused, WireError
+from wire.lines import LineReader, format_line, format_refused, parse
+from wire.sessions import Greeting, Hello
+
+if TYPE_CHECKING:
+    from refreshd.worker.hub import Hub
+
+log = structlog.get_logger()
+
+# Lines of one connection that may wait for their answers: enough to fill a commit
+# (a read brings up to 256 KiB, some 750 tasks), little enough that 1,000 clients
+# that all do it hold a few hundred thousand.
+PENDING_MAX = 4_096
+WRITE_HIGH_BYTES = 1 << 20
+PUSHES_MAX_BYTES = 8 << 20
+LINE_PATIENCE_S = 60.0
+WRITE_PATIENCE_S = 60.0
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Owner of its turns, wire of its link."""
+
+    def __init__(self, hub: Hub, number: int, *, admin: bool = False) -> None:
+        self.hub = hub
+        self.number = number
+        self.caller = Caller(
+            hub.shards.slot,
+            number,
+            must_greet=not admin and hub.config.engine.auth == "required",
+            role="admin" if admin else None,
+        )
+        self.session: ProxySession | None = None
+        self.full = False
+        """Whether the peer reads more slowly than it is written to."""
+        self.transport: asyncio.Transport | None = None
+        self._greeting = Greeting()
+        if admin:
+            self._greeting.skip()
+        self._fresh = not admin
+        self._reader = LineReader(hub.config.engine.line_max)
+        self._turns: deque[Turn] = deque()
+        self._pending = 0
+        self._held: list[bytes] | None = None
+        """What came while the greeting is being looked at; None while nothing is held."""
+        self._paused = False
+        self._closing = False
+        self._zip: Compressor | None = None
+        self._unzip: Decompressor | None = None
+        self._line_since = 0.0
+        self._full_since = 0.0
+
+    # ── the transport's side ──────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a stream transport is one)
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self.hub.connected(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._closing = True
+        self.hub.disconnected(self)
+        if self.session is not None:
+            self.hub.proxies.disconnected(self.session)
+
+    def eof_received(self) -> bool:
+        """The peer sends no more; it may still read what it is owed."""
+        if self._turns or self._held is not None:
+            self._closing = not self.caller.watching
+            return True
+        return bool(self.caller.watching)
+
+    def pause_writing(self) -> None:
+        self.full = True
+        self._full_since = self.hub.loop.time()
+        self._regulate()
+
+    def resume_writing(self) -> None:
+        self.full = False
+        self._regulate()
+        if self.session is not None:
+            self.hub.pusher.due(self.session.link)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came: make lines of them, a turn of the lines."""
+        if self._closing:
+            return
+        if self._held is not None:
+            self._held.append(data)
+            return
+        self.hub.engine.clock.turn()
+        if self._unzip is not None:
+            try:
+                data = self._unzip.decompress(data)
+            except BadStream as error:
+                self._end_with(Refused("bad_line", str(error)))
+                return
+        if self._fresh:
+            self._first_bytes(data)
+        else:
+            self._serve(data)
+
+    def _first_bytes(self, data: bytes) -> None:
+        """The first line alone: what follows a hello may be compressed, or be another worker's."""
+        end = data.find(b"\n") + 1
+        lines = self._reader.feed(data[:end] if end else data)
+        if not lines:
+            self._after_feed()
+            return
+        self._fresh = False
+        if lines[0].startswith(b"hello"):
+            self._greet(lines[0], data[end:])
+        else:
+            self._greeting.skip()
+            self._run(lines)
+            if end < len(data):
+                self._serve(data[end:])
+
+    def _serve(self, data: bytes) -> None:
+        lines = self._reader.feed(data)
+        if lines:
+            self._run(lines)
+        self._after_feed()
+
+    def _run(self, lines: list[bytes]) -> None:
+        turn = Turn(self)
+        if self.session is not None:
+            self.session.heard_ms = self.hub.engine.clock.mono_ms
+            self.hub.rate_proxy.count += len(lines)
+        else:
+            self.hub.rate_boss.count += len(lines)
+        self._pending += len(lines)
+        self._turns.append(turn)
+        self.hub.requests.run(self.caller, turn, lines, self._reader.plain)
+        turn.release()
+        if self._pending > PENDING_MAX:
+            self._regulate()
+
+    def _after_feed(self) -> None:
+        if self._reader.overflow is not None:
+            self._end_with(Refused("too_long", str(self._reader.overflow)))
+        if not self._reader.holds_part:
+            self._line_since = 0.0
+        elif not self._line_since:
+            self._line_since = self.hub.loop.time()
+
+    # ── replies ───────────────────────────────────────────────────────────────────────────
+
+    def turn_done(self, turn: Turn) -> None:
+        """See `turns.TurnOwner`: writes this turn and those behind it that are whole."""
+        turns = self._turns
+        while turns and not turns[0].waiting:
+            done = turns.popleft()
+            self._pending -= len(done.parts)
+            self.send(b"".join(done.parts))
+        if self._paused:
+            self._regulate()
+        if self._closing and not turns and self.transport is not None:
+            self.transport.close()
+
+    def send(self, data: bytes) -> None:
+        """Writes whole lines, compressed if that was agreed."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if self._zip is not None:
+            data = self._zip.compress(data)
+        transport.write(data)
+
+    def push(self, data: bytes) -> None:
+        """Lines that belong to no request. A peer that does not read them is cut off."""
+        transport = self.transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() > PUSHES_MAX_BYTES:
+            log.warning("closing a connection that does not read", caller=repr(self.caller))
+            self.abort()
+            return
+        if _is_final(data):
+            self.caller.watching.pop(data[_ID_AT : data.find(b" ", _ID_AT)], None)
+        self.send(data)
+
+    def _end_with(self, refused: Refused) -> None:
+        """The last reply, behind all earlier ones; then the connection is closed."""
+        if self._closing:
+            return
+        turn = Turn(self)
+        turn.parts.append(format_refused(refused))
+        self._pending += 1
+        self._turns.append(turn)
+        self._closing = True
+        turn.release()
+
+    def _regulate(self) -> None:
+        """Reads on only while the peer reads and its requests are answered."""
+        stop = self.full or self._pending > PENDING_MAX or self._held is not None
+        if stop == self._paused or self.transport is None:
+            return
+        self._paused = stop
+        if stop:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        self._closing = True
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close(self) -> None:
+        """Closes once everything is written."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def sweep(self, now_s: float) -> None:
+        """Closes a connection that is stuck. To be called every few seconds."""
+        if self._line_since and now_s - self._line_since > LINE_PATIENCE_S:
+            self._end_with(Refused("bad_line", f"no line end within {LINE_PATIENCE_S:.0f} s"))
+        if self.full and now_s - self._full_since > WRITE_PATIENCE_S:
+            log.warning("closing a connection that does not read", caller=repr(self.caller))
+            self.abort()
+
+    # ── greeting ──────────────────────────────────────────────────────────────────────────
+
+    def _greet(self, raw: bytes, rest: bytes) -> None:
+        """Looks at a hello; what came behind it waits until that is done."""
+        try:
+            hello = self._greeting.read_hello(parse(raw))
+            self._check_worker(hello)
+        except Refused as refused:
+            self._refuse_hello(refused, rest)
+            return
+        except WireError as error:
+            self._refuse_hello(Refused("bad_line", str(error)), rest)
+            return
+        self._held = [rest]
+        self._regulate()
+        if hello.worker is not None and hello.worker != self.hub.shards.slot:
+            self.hub.background(self._hand_over(hello.worker, raw))
+        else:
+            self.hub.background(self._finish_greeting(hello))
+
+    def _check_worker(self, hello: Hello) -> None:
+        if hello.worker is not None and hello.worker >= self.hub.shards.workers:
+            raise Refused(
+                "bad_field",
+                f"worker: got {hello.worker}, this engine has workers 0 to {self.hub.shards.workers - 1}",
+                field="worker",
+            )
+
+    def _refuse_hello(self, refused: Refused, rest: bytes) -> None:
+        """A hello that does not hold leaves the connection as fresh as it was."""
+        self._fresh = True
+        self.send(format_refused(refused))
+        if rest:
+            self.data_received(rest)
+
+    async def _hand_over(self, slot: int, raw: bytes) -> None:
+        """Gives the connection to the worker that the peer asked for, with its unread bytes."""
+        refused = await self.hub.handing.hand_over(self, slot, raw + b"\n", self._held or [])
+        if refused is not None:
+            self._go_on(format_refused(refused), fresh=True)
+
+    async def _finish_greeting(self, hello: Hello) -> None:
+        try:
+            await self.hub.greeter.check(hello)
+            if hello.role == "proxy":
+                await self.hub.proxies.register(hello)
+        except Refused as refused:
+            self._go_on(format_refused(refused), fresh=True)
+            return
+        except TimeoutError:
+            busy = Refused("busy", "a worker does not answer; greet again", retry_ms=500)
+            self._go_on(format_refused(busy), fresh=True)
+            return
+        if self.transport is None:
+            return
+        self._greeting.accept()
+        self.caller.greeted(hello.role, hello.key)
+        self._go_on(self._welcome(), hello=hello)
+
+    def _welcome(self) -> bytes:
+        engine = self.hub.config.engine
+        return format_line(
+            "ok",
+            {
+                "v": PROTOCOL_VERSION,
+                "engine": engine.id,
+                "worker": self.hub.shards.slot,
+                "workers": self.hub.shards.workers,
+                "shards": SHARDS,
+                "line_max": engine.line_max,
+            },
+        )
+
+    def _go_on(self, reply: bytes, *, fresh: bool = False, hello: Hello | None = None) -> None:
+        """Answers the hello, then serves what was held."""
+        held, self._held = self._held or [], None
+        self._fresh = fresh
+        self.hub.engine.clock.turn()
+        self.send(reply)
+        if hello is not None:
+            if hello.zip == "snappy":
+                self._zip, self._unzip = Compressor(), Decompressor()
+            if hello.role == "proxy":
+                self.session = ProxySession(self.hub.proxies, hello.name, self, self.close)
+                self.caller.session = self.session
+                self.hub.proxies.connected(self.session)
+        self._regulate()
+        data = b"".join(held)
+        if data:
+            self.data_received(data)
+
+
+_ID_AT = len(b"!state task_id=")
+
+
+def _is_final(push: bytes) -> bool:
+    """Whether a `!state` push tells of a final state."""
+    return b" state=pending " not in push and b" state=active " not in push

@@ -1,0 +1,473 @@
+"""The tasks of one worker: accept, start, finish. No connection and no link is known here.
+
+What is bounded by what: unfinished tasks by `tasks_max`, rows waiting for the
+store by `saver_queue_max`; beyond either a task is refused with `busy`.
+
+When a step fails: a task that cannot be saved is taken out again as if it had
+never come (nobody saw it); a result that cannot be saved waits in its saver; a
+store that cannot be trusted ends the process, and the next one starts from what
+is on the disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+from zlib import crc32
+
+import structlog
+
+from refreshd.config import Config
+from refreshd.errors import StoreError
+from refreshd.fanout import EncodedSegments, Log, Segment
+from refreshd.fleet import Fleet, Layer
+from refreshd.shard import SerialClock, ShardMap
+from refreshd.task import State, Task, Terms, push_line, read_terms
+from refreshd.timers import Wheel
+from refreshd.worker.saver import SaveBatch, Saver
+from refreshd.worker.turns import Turn
+from wire.errors import Refused
+from wire.fields import is_one_plain_url
+from wire.heads import HeadTable
+from wire.lines import Line, format_refused, parse
+from wire.tasks import check_targets
+
+log = structlog.get_logger()
+
+BUSY_RETRY_MS = 200
+DRAIN_RETRY_MS = 1000
+# A jump of the wall clock by more than this re-dates the tasks that wait for their due time.
+CLOCK_JUMP_MS = 1000
+
+
+class Listener(Protocol):
+    """Who is told what becomes of tasks: pusher, watchers."""
+
+    def log_made(self, log: Log) -> None:
+        """There is a new log; whoever reads it is to be attached."""
+
+    def log_gone(self, log: Log) -> None:
+        """A log is no more; it was empty."""
+
+    def log_grew(self, log: Log) -> None:
+        """A task was appended to a log."""
+
+    def task_changed(self, task: Task) -> None:
+        """A task has another state or other counts, for all to see."""
+
+    def task_withdrawn(self, task: Task) -> None:
+        """A task that may have been pushed is closing without its proxies having ended it."""
+
+    def id_is_finished(self, task: Task, serial: int, turn: Turn, place: int) -> None:
+        """The id of a new task belongs to the finished task `serial`: fill the turn's place."""
+
+
+class Clock:
+    """The time of this turn of the loop. Looked at once a turn, not once a task."""
+
+    __slots__ = ("mono_ms", "wall_ms")
+
+    def __init__(self) -> None:
+        self.turn()
+
+    def turn(self) -> None:
+        """A new turn has begun."""
+        self.wall_ms = time.time_ns() // 1_000_000
+        self.mono_ms = time.monotonic_ns() // 1_000_000
+
+
+class Counters:
+    """Events since the worker started; hot paths add to them in place."""
+
+    __slots__ = ("accepted", "finished", "pairs")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.finished = dict.fromkeys(State, 0)
+        self.pairs = 0
+        """(task, proxy) pairs that were reported."""
+
+
+class Engine:
+    """The shards of one worker."""
+
+    def __init__(self, config: Config, shards: ShardMap, fleet: Fleet, listener: Listener) -> None:
+        self.config = config
+        self.shards = shards
+        self.fleet = fleet
+        self.clock = Clock()
+        self.counters = Counters()
+        self.tasks: dict[bytes, Task] = {}
+        """Every task that is not final, by id."""
+        self.draining = False
+        self.fatal: Callable[[str], None] = _exit_at_once
+        self.wheel: Wheel[Task | Segment] = Wheel(self.clock.mono_ms)
+        self.serials = SerialClock(shards.slot)
+        self.savers: dict[int, Saver] = {}
+        """Lane → saver."""
+        self.logs: set[Log] = set()
+        self._encoded = EncodedSegments()
+        self._listener = listener
+        self._heads: HeadTable[Terms] = HeadTable("post_task", read_terms)
+        self._layers: dict[tuple[str, ...] | None, Layer] = {}
+        self._domains = {key.name: tuple(key.domains) for key in config.keys}
+        self._wait_for: dict[bytes, list[Callable[[], None]]] = {}
+        self._wait_for_end: dict[bytes, list[Callable[[Task], None]]] = {}
+        self._due_offset_ms = self.clock.wall_ms - self.clock.mono_ms
+
+    # ── accept ────────────────────────────────────────────────────────────────────────────
+
+    def post(self, turn: Turn, raw: bytes, plain: bool, key: str | None) -> None:
+        """Takes a `post_task` line for a shard of this worker; the reply goes into `turn`.
+
+        Raises: Refused, BadLine; nothing was changed then.
+        """
+        cut = self._heads.cut(raw) if plain else None
+        if cut is None:
+            task_id, terms, count, raw = self._read_post(parse(raw), raw)
+        else:
+            task_id, terms, targets = cut
+            if terms.is_plain_url and is_one_plain_url(targets):
+                count = 1
+            else:
+                items = targets.decode("ascii").split(" ")
+                check_targets(terms.type, items)
+                count = len(items)
+        if key is not None and self._domains.get(key):
+            self._check_domains(key, terms, raw)
+        known = self.tasks.get(task_id)
+        if known is not None:
+            self._post_known(turn, known, terms, raw)
+            return
+        layer = self._layers.get(terms.scope) or self._plan(terms)
+        saver = self.savers[self.shards.lane_by_shard[crc32(task_id) & 63]]
+        batch = saver.batch
+        self._check_room(saver)
+        now_ms = self.clock.wall_ms
+        task = Task(task_id, raw, terms, count, layer, self.serials.next(now_ms), now_ms)
+        self.tasks[task_id] = task
+        turn.parts.append(accepted_reply(task))
+        batch.add_task(task, turn)
+        saver.wake()
+
+    def _read_post(self, line: Line, raw: bytes) -> tuple[bytes, Terms, int, bytes]:
+        """Reads any `post_task` line. The slow way, for unusual order, escapes and faults."""
+        terms = read_terms(line)
+        items = line.items or ()
+        check_targets(terms.type, items)
+        return line.fields["task_id"].encode(), terms, len(items), raw.removesuffix(b"\r")
+
+    def _check_domains(self, key: str, terms: Terms, raw: bytes) -> None:
+        """Raises: Refused, `denied`, for a URL outside the key's domains."""
+        domains = self._domains[key]
+        if terms.type == "tag":
+            raise Refused("denied", f"key {key} is bound to domains, and a tag has none")
+        for target in parse(raw).items or ():
+            host = target.split("://", 1)[1].partition("/")[0].partition("?")[0]
+            host = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdecimal() else host
+            host = host.lower().rstrip(".")
+            if not any(host == domain or host.endswith("." + domain) for domain in domains):
+                raise Refused(
+                    "denied", f"key {key} may not touch {host}; its domains are {', '.join(domains)}"
+                )
+
+    def _check_room(self, saver: Saver) -> None:
+        """Raises: Refused, where another task must not be taken in."""
+        if self.draining:
+            raise Refused("draining", "this engine takes no new tasks now", retry_ms=DRAIN_RETRY_MS)
+        if len(saver.batch.tasks) >= self.config.engine.saver_queue_max:
+            if saver.last_error is not None:
+                raise _unavailable(saver.last_error)
+            raise Refused("busy", "too many tasks wait for the store", retry_ms=BUSY_RETRY_MS)
+        if len(self.tasks) >= self.config.engine.tasks_max:
+            raise Refused("busy", f"{len(self.tasks)} tasks are unfinished; engine.tasks_max", retry_ms=5000)
+
+    def _plan(self, terms: Terms) -> Layer:
+        layer = self.fleet.plan(terms.scope).layers[0]
+        if len(self._layers) >= 1024:
+            self._layers.clear()
+        self._layers[terms.scope] = layer
+        return layer
+
+    def fleet_changed(self) -> None:
+        """Scopes mean something else from now on."""
+        self._layers.clear()
+
+    def _post_known(self, turn: Turn, known: Task, terms: Terms, raw: bytes) -> None:
+        """The id is in use: the same content is a repeat, another a conflict."""
+        if not same_content(raw, known.line):
+            raise conflict(known.id)
+        if known.state is State.NEW:
+            # Not on stable storage yet: a repeat may not be told so before it is.
+            self.when_saved(known.id, turn, lambda task: dup_reply(task))
+        else:
+            turn.parts.append(dup_reply(known))
+
+    def when_saved(self, task_id: bytes, turn: Turn, reply: Callable[[Task], bytes]) -> None:
+        """Answers once the fate of a NEW task is known; if it is refused, so is this."""
+        place = turn.hold()
+
+        def answer() -> None:
+            task = self.tasks.get(task_id)
+            if task is None or task.state is State.NEW:
+                refused = Refused(
+                    "unavailable", "the task was not accepted; send it again", retry_ms=BUSY_RETRY_MS
+                )
+                turn.fill(place, format_refused(refused))
+            else:
+                turn.fill(place, reply(task))
+
+        self.after_saved(task_id, answer)
+
+    def after_saved(self, task_id: bytes, call: Callable[[], None]) -> None:
+        """Calls back once the fate of a NEW task is known."""
+        self._wait_for.setdefault(task_id, []).append(call)
+
+    def _settle_waiters(self, task_id: bytes) -> None:
+        for answer in self._wait_for.pop(task_id, ()):
+            answer()
+
+    # ── saved ─────────────────────────────────────────────────────────────────────────────
+
+    def saved(self, batch: SaveBatch, known: dict[bytes, int]) -> None:
+        """See `SaverOwner`."""
+        self.clock.turn()
+        if known:
+            self._known_as_finished(batch, known)
+        self.counters.accepted += len(batch.tasks)
+        for turn in batch.turns:
+            turn.release()
+        self._start_all(batch.tasks)
+        for task in batch.closing:
+            self._ended(task)
+        for waiter in batch.waiters:
+            waiter(None)
+        if self._wait_for:
+            for task in batch.tasks:
+                self._settle_waiters(task.id)
+
+    def _known_as_finished(self, batch: SaveBatch, known: dict[bytes, int]) -> None:
+        """Ids that belong to finished tasks: whoever sent them is answered from the store."""
+        fresh: list[Task] = []
+        for task in batch.tasks:
+            serial = known.get(task.id)
+            if serial is None or serial == task.serial:
+                fresh.append(task)
+                continue
+            del self.tasks[task.id]
+            expected = accepted_reply(task)
+            for turn in batch.turns:
+                if expected in turn.parts:
+                    place = turn.parts.index(expected)
+                    turn.waiting += 1
+                    self._listener.id_is_finished(task, serial, turn, place)
+            self._settle_waiters(task.id)
+        batch.tasks = fresh
+
+    def not_saved(self, batch: SaveBatch, error: StoreError) -> None:
+        """See `SaverOwner`."""
+        refused = format_refused(_unavailable(error))
+        replies = {}
+        for task in batch.tasks:
+            replies[accepted_reply(task)] = refused
+            del self.tasks[task.id]
+        for turn in batch.turns:
+            turn.replace(replies)
+            turn.release()
+        for task in batch.tasks:
+            self._settle_waiters(task.id)
+        for waiter in batch.waiters:
+            waiter(error)
+
+    def store_failed(self, error: StoreError) -> None:
+        """See `SaverOwner`."""
+        self.fatal(f"the store failed: {error}")
+
+    # ── start ─────────────────────────────────────────────────────────────────────────────
+
+    def load(self, task: Task) -> None:
+        """Takes in a task that an earlier process accepted. Call `start_loaded` when all are in."""
+        self.tasks[task.id] = task
+
+    def start_loaded(self) -> None:
+        """Starts what was loaded."""
+        self._start_all(list(self.tasks.values()))
+
+    def _start_all(self, tasks: list[Task]) -> None:
+        """Starts tasks whose rows are saved: now, or at their due time."""
+        mono_ms, wall_ms = self.clock.mono_ms, self.clock.wall_ms
+        terms: Terms | None = None
+        began_ms = deadline_ms = due_ms = 0
+        for task in tasks:
+            task.state = State.PENDING
+            if task.terms is not terms or task.updated_ms != began_ms:
+                terms, began_ms = task.terms, task.updated_ms
+                due_ms = (terms.due or 0) * 1000
+                # One number object serves all tasks that came together: 32 bytes a task saved.
+                deadline_ms = mono_ms + terms.ttl_ms - max(wall_ms - max(began_ms, due_ms), 0)
+            if due_ms > wall_ms:
+                self.wheel.add(task, mono_ms + due_ms - wall_ms)
+            else:
+                task.deadline_ms = deadline_ms
+                self.append(task)
+
+    def append(self, task: Task) -> None:
+        """Gives a task to the layer it works on."""
+        layer = task.layer
+        log_ = layer.logs.get(task.terms.priority)
+        if log_ is None:
+            log_ = layer.logs[task.terms.priority] = Log(layer, task.terms.priority, push_line, self._encoded)
+            self.logs.add(log_)
+            self._listener.log_made(log_)
+        segment = log_.append(task)
+        if segment is not None:
+            self.wheel.add(segment, segment.deadline_ms)
+        self._listener.log_grew(log_)
+
+    def activate(self, task: Task) -> None:
+        """The task is being pushed to the first proxy."""
+        if task.state is State.PENDING:
+            task.state = State.ACTIVE
+            task.updated_ms = self.clock.wall_ms
+            self._listener.task_changed(task)
+
+    # ── finish ────────────────────────────────────────────────────────────────────────────
+
+    def leave_log(self, task: Task) -> None:
+        """Takes a task out of the log it is in."""
+        segment = task.segment
+        if segment is None:
+            return
+        if segment.log.remove(task) is not None or not segment.live:
+            segment.deadline_ms = 0
+            self.wheel.remove(segment)
+
+    def layer_done(self, task: Task) -> None:
+        """Every proxy of the task's layer has ended it."""
+        self.leave_log(task)
+        following = task.layer.next
+        if following is None:
+            self._close(task, task.outcome())
+            return
+        task.layer = following
+        task.left = following.size
+        task.mask = None
+        self.append(task)
+
+    def _close(self, task: Task, state: State) -> None:
+        """Saves a task's end; it shows once it is saved."""
+        task.closing = state
+        task.updated_ms = self.clock.wall_ms
+        saver = self.savers[self.shards.lane(task.id)]
+        saver.batch.closing.append(task)
+        saver.wake()
+
+    def _ended(self, task: Task) -> None:
+        """A task's end is on stable storage."""
+        state = task.closing
+        if state is None:
+            return
+        task.state = state
+        self.counters.finished[state] += 1
+        self.tasks.pop(task.id, None)
+        self._listener.task_changed(task)
+        for answer in self._wait_for_end.pop(task.id, ()):
+            answer(task)
+
+    def cancel(self, task: Task, ended: Callable[[Task], None]) -> None:
+        """Cancels a task that is saved and not final; calls back once that, or an earlier end, is saved."""
+        self._wait_for_end.setdefault(task.id, []).append(ended)
+        self.withdraw(task, State.CANCELLED)
+
+    def withdraw(self, task: Task, state: State) -> None:
+        """Ends a task before its proxies have: it expired, or was cancelled."""
+        if task.closing is not None:
+            return
+        self._listener.task_withdrawn(task)
+        self.wheel.remove(task)
+        self.leave_log(task)
+        self._close(task, state)
+
+    # ── time ──────────────────────────────────────────────────────────────────────────────
+
+    def tick(self) -> None:
+        """Starts what is due and ends what has expired. To be called every timers.TICK_MS or so."""
+        self.clock.turn()
+        self._watch_for_jumps()
+        for entry in self.wheel.advance(self.clock.mono_ms):
+            if isinstance(entry, Segment):
+                self._expire(entry)
+            elif entry.state is State.PENDING and entry.closing is None:
+                self._start_all([entry])
+
+    def _expire(self, segment: Segment) -> None:
+        """Ends the tasks of a segment whose time is over, and sets its timer to the next one's."""
+        mono_ms = self.clock.mono_ms
+        following = 0
+        for task in list(segment.tasks):
+            if task is None:
+                continue
+            if task.deadline_ms <= mono_ms:
+                self.withdraw(task, State.EXPIRED)
+            elif not following or task.deadline_ms < following:
+                following = task.deadline_ms
+        segment.deadline_ms = following
+        if following:
+            self.wheel.add(segment, following)
+
+    def _watch_for_jumps(self) -> None:
+        """Due times are wall clock times: when that jumps, they are somewhere else on the wheel."""
+        offset_ms = self.clock.wall_ms - self.clock.mono_ms
+        if abs(offset_ms - self._due_offset_ms) <= CLOCK_JUMP_MS:
+            return
+        log.warning("the wall clock jumped", by_ms=offset_ms - self._due_offset_ms)
+        self._due_offset_ms = offset_ms
+        waiting = [entry for entry in self.wheel if isinstance(entry, Task)]
+        self._start_all(waiting)
+
+    def housekeeping(self) -> None:
+        """Tells the store from where on tasks may be unfinished. To be called every few seconds."""
+        oldest = next(iter(self.tasks.values()), None)
+        low = oldest.serial if oldest is not None else self.serials.next(self.clock.wall_ms)
+        for saver in self.savers.values():
+            if not saver.batch.low:
+                saver.batch.low = low
+        for log_ in [log_ for log_ in self.logs if not log_.live]:
+            # Only where the log is as good as new: a scope that nobody uses any more leaves nothing behind.
+            self.logs.discard(log_)
+            log_.layer.logs.pop(log_.priority, None)
+            self._listener.log_gone(log_)
+
+
+def _exit_at_once(why: str) -> None:
+    raise SystemExit(why)
+
+
+def _unavailable(error: StoreError) -> Refused:
+    return Refused("unavailable", f"{error}; nothing was accepted", retry_ms=1000)
+
+
+def accepted_reply(task: Task) -> bytes:
+    """The reply to a task that was just accepted."""
+    return b"ok task_id=%b state=pending total=%d\n" % (task.id, task.layer.plan.size * task.count)
+
+
+def dup_reply(task: Task) -> bytes:
+    """The reply to a repeat of a task."""
+    return b"ok task_id=%b state=%b total=%d dup=1\n" % (task.id, task.state.text.encode(), task.total)
+
+
+def conflict(task_id: bytes) -> Refused:
+    """The refusal for an id that is in use for something else."""
+    return Refused("conflict", f"the task {task_id.decode()} exists with another content; make up a new id")
+
+
+def same_content(one: bytes, other: bytes) -> bool:
+    """Whether two `post_task` lines ask for the same (PROTOCOL.md: order is part of nothing)."""
+    if one == other:
+        return True
+    first, second = parse(one), parse(other)
+    if sorted(first.items or ()) != sorted(second.items or ()):
+        return False
+    return read_terms(first).head == read_terms(second).head

@@ -1,0 +1,34 @@
+"""Whether a greeting's signature holds."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from wire.errors import Refused
+from wire.sessions import Hello
+from wire.signatures import check_hello
+
+if TYPE_CHECKING:
+    from refreshd.worker.hub import Hub
+
+
+class Greeter:
+    """Checks hellos against the configured keys."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._required = hub.config.engine.auth == "required"
+        self._secrets = {key.name: key.secret for key in hub.config.keys}
+
+    async def check(self, hello: Hello) -> None:
+        """Raises: Refused, `auth`; TimeoutError when the keeper of the nonce does not answer."""
+        if hello.key is None:
+            if self._required:
+                raise Refused("auth", "this engine wants a signed hello: key, ts, nonce and sig")
+            return
+        secret = self._secrets.get(hello.key)
+        if secret is None:
+            raise Refused("auth", f"no key is called {hello.key}")
+        check_hello(secret, hello.role, hello.key, hello.ts, hello.nonce, hello.sig, time.time())
+        await self._hub.siblings.use_nonce(hello.key, hello.nonce)

@@ -1,0 +1,204 @@
+"""Taking connections in, and handing fresh ones on to a sibling.
+
+All workers accept from one listener; the kernel wakes them unevenly, so a worker
+with clearly more than its share gives a fresh connection to the one that has
+fewest. So does a worker that is greeted with `worker=I`. A connection travels as
+its descriptor with the bytes that were read and not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from refreshd import control
+from refreshd.worker.connection import Connection
+from wire.errors import Refused
+from wire.lines import format_refused
+
+if TYPE_CHECKING:
+    from refreshd.worker.hub import Hub
+
+log = structlog.get_logger()
+
+# Connections that are taken in before other work gets its turn.
+_ACCEPT_BURST = 64
+# How far above the lowest sibling a worker may be: handing one on costs 20 µs, so small differences stay.
+_SLACK = 4
+# When descriptors are used up, accepting rests this long; the backlog keeps who comes meanwhile.
+_REST_S = 0.2
+# How long a greeted connection waits for the worker it asked for, while that is being replaced.
+_PATIENCE_S = 5.0
+_RETRY_S = 0.02
+
+
+class Handing:
+    """The listener, and the packet sockets to the siblings."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._listener: socket.socket | None = None
+        self._packets: dict[int, socket.socket] = {}
+
+    # ── the listener ──────────────────────────────────────────────────────────────────────
+
+    def listen(self, listener: socket.socket) -> None:
+        """Begins to accept."""
+        listener.setblocking(False)
+        self._listener = listener
+        self._hub.loop.add_reader(listener.fileno(), self._on_connects)
+
+    def stop_listening(self) -> None:
+        """Accepts no more; the listener stays open for the siblings."""
+        if self._listener is not None:
+            self._hub.loop.remove_reader(self._listener.fileno())
+
+    def _on_connects(self) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        for _ in range(_ACCEPT_BURST):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._rest(error)
+                return
+            self._take_in(sock, f"{address[0]}:{address[1]}")
+
+    def _rest(self, error: OSError) -> None:
+        """Descriptors or memory are used up: stop asking, instead of being woken again at once."""
+        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            log.error("accept failed", error=str(error))
+        else:
+            log.warning("no descriptors left, accepting rests", rest_s=_REST_S)
+        self.stop_listening()
+        self._hub.loop.call_later(_REST_S, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._listener is not None and not self._hub.stopping:
+            self._hub.loop.add_reader(self._listener.fileno(), self._on_connects)
+
+    def _take_in(self, sock: socket.socket, peer: str) -> None:
+        with sock:
+            if len(self._hub.connections) >= self._hub.config.engine.connections_max:
+                _refuse(sock)
+                return
+            slot = self._emptier_sibling()
+            if slot is not None and self._send(slot, sock.fileno(), "client", peer, b""):
+                return
+            self.serve(sock.detach(), admin=False, rest=b"")
+
+    def _emptier_sibling(self) -> int | None:
+        """A sibling that has clearly fewer connections than this worker."""
+        hub = self._hub
+        rows = {slot: hub.scoreboard.read(slot) for slot in self._packets}
+        accepting = {slot: row.connections for slot, row in rows.items() if row.accepting}
+        if not accepting:
+            return None
+        slot = min(accepting, key=accepting.__getitem__)
+        own = len(hub.connections)
+        return slot if own > accepting[slot] + max(_SLACK, own // 8) else None
+
+    def serve(self, fd: int, *, admin: bool, rest: bytes) -> None:
+        """Serves the connection behind a descriptor, beginning with bytes that were read from it."""
+        self._hub.background(self._serve(fd, admin, rest))
+
+    async def _serve(self, fd: int, admin: bool, rest: bytes) -> None:
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        connection = self._hub.new_connection(admin=admin)
+        try:
+            await self._hub.loop.connect_accepted_socket(lambda: connection, sock)
+        except OSError as error:
+            log.info("a connection was gone before it was served", error=str(error))
+            sock.close()
+            return
+        if rest:
+            connection.data_received(rest)
+
+    # ── handing on ────────────────────────────────────────────────────────────────────────
+
+    def sibling(self, slot: int, packets: socket.socket) -> None:
+        """A sibling (or its successor) can be handed connections over this socket."""
+        self.forget(slot)
+        packets.setblocking(False)
+        self._packets[slot] = packets
+        self._hub.loop.add_reader(packets.fileno(), self._on_packet, slot, packets)
+
+    def forget(self, slot: int) -> None:
+        """A sibling is gone."""
+        packets = self._packets.pop(slot, None)
+        if packets is not None:
+            self._hub.loop.remove_reader(packets.fileno())
+            packets.close()
+
+    def _on_packet(self, slot: int, packets: socket.socket) -> None:
+        try:
+            received = control.receive(packets)
+        except BlockingIOError:
+            return
+        except msgspec.DecodeError as error:
+            log.error("a sibling of another version hands something on", slot=slot, error=str(error))
+            return
+        except OSError:
+            received = None
+        if received is None:
+            self.forget(slot)
+            return
+        message, fds, rest = received
+        if isinstance(message, control.Adopt) and len(fds) == 1:
+            self.serve(fds[0], admin=message.role == "admin", rest=rest)
+            return
+        for fd in fds:
+            os.close(fd)
+
+    def _send(self, slot: int, fd: int, role: str, peer: str, rest: bytes) -> bool:
+        """Hands a descriptor on. False: the sibling cannot take it now."""
+        packets = self._packets.get(slot)
+        if packets is None:
+            return False
+        try:
+            control.send(packets, control.Adopt(role, peer), (fd,), rest)
+        except OSError:
+            return False
+        return True
+
+    async def hand_over(
+        self, connection: Connection, slot: int, hello: bytes, held: list[bytes]
+    ) -> Refused | None:
+        """Gives a connection that nothing is owed to a sibling. Returns why not, if it could not."""
+        end = self._hub.loop.time() + _PATIENCE_S
+        while self._hub.loop.time() < end:
+            transport = connection.transport
+            if transport is None:
+                return None
+            sock = transport.get_extra_info("socket")
+            # `held` may still grow until the descriptor is sent: reading has stopped, but not what was read.
+            if self._send(slot, sock.fileno(), "client", "", hello + b"".join(held)):
+                # Only this process's copy is closed; the connection lives on.
+                connection.abort()
+                return None
+            await asyncio.sleep(_RETRY_S)
+        return Refused("unavailable", f"worker {slot} is being replaced; greet again", retry_ms=500)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self.stop_listening()
+        for slot in list(self._packets):
+            self.forget(slot)
+
+
+def _refuse(sock: socket.socket) -> None:
+    """More connections than may be: said, not just closed."""
+    try:
+        sock.send(format_refused(Refused("busy", "too many connections to this worker", retry_ms=1000)))
+    except OSError:
+        pass

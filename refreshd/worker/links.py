@@ -1,0 +1,107 @@
+"""Links: the ways on which a worker reaches a proxy.
+
+A proxy opens a connection to each worker; a worker that has none reaches the
+proxy through a sibling that has one. Either way there is one link a proxy, with
+a credit, and a cursor in each log that the proxy takes part in.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple, Protocol
+
+from refreshd.fanout import Cursor, Log
+
+PRIORITIES = 10
+# Targets that may be under way to one proxy through a sibling. A proxy that wants
+# more throughput opens its connections, as PROTOCOL.md asks it to.
+RELAY_CREDIT = 1024
+
+
+class Wire(Protocol):
+    """What a link writes to."""
+
+    @property
+    def full(self) -> bool:
+        """Whether to wait with more until `Pusher.writable` is called."""
+
+    def send(self, data: bytes) -> None:
+        """Writes whole lines."""
+
+
+class Relayed(NamedTuple):
+    """A push that came from a sibling, to go out on a link here."""
+
+    task_id: bytes
+    targets: int
+    line: bytes
+    slot: int
+
+
+class Link:
+    """One way to one proxy."""
+
+    def __init__(self, name: str, wire: Wire, *, via: int | None = None) -> None:
+        self.name = name
+        self.wire = wire
+        self.via = via
+        """The sibling it goes through, None for a connection of this worker."""
+        self.credit = 0 if via is None else RELAY_CREDIT
+        """How many targets may be outstanding."""
+        self.outstanding = 0
+        """Targets that were pushed and are not reported."""
+        self.cursors: dict[Log, Cursor] = {}
+        self.waiting: list[dict[Log, Cursor]] = [{} for _ in range(PRIORITIES)]
+        """By priority, the cursors that may have something to read."""
+        self.cancelled: list[bytes] = []
+        self.relay: deque[Relayed] = deque()
+        """Pushes of siblings that wait for credit; each sibling sends RELAY_CREDIT targets at most."""
+        self.relayed: dict[bytes, tuple[int, int]] = {}
+        """Pushes of siblings that are outstanding: id → (targets, slot)."""
+        self.pushed_tasks = 0
+
+    def note(self, cursor: Cursor) -> None:
+        """The cursor's log has grown."""
+        self.waiting[cursor.log.priority][cursor.log] = cursor
+
+    def attach(self, log: Log) -> None:
+        """Begins to read a log that the proxy takes part in."""
+        place = log.layer.places.get(self.name)
+        if place is not None and log not in self.cursors:
+            cursor = self.cursors[log] = log.attach(self, place)
+            if log.live:
+                self.note(cursor)
+
+    def drop(self, log: Log) -> None:
+        """The log is no more."""
+        self.cursors.pop(log, None)
+        self.waiting[log.priority].pop(log, None)
+
+    def detach(self) -> None:
+        """Stops reading: the link is gone."""
+        for log in self.cursors:
+            log.detach(self)
+        self.cursors.clear()
+        for waiting in self.waiting:
+            waiting.clear()
+
+    def next_cursor(self) -> Cursor | None:
+        """The cursor to read from next: highest priority, then the oldest task."""
+        for waiting in reversed(self.waiting):
+            for log, cursor in list(waiting.items()):
+                if cursor.at_end():
+                    del waiting[log]
+            if len(waiting) == 1:
+                return next(iter(waiting.values()))
+            if waiting:
+                return min(waiting.values(), key=Cursor.next_serial)
+        return None
+
+    def freed(self, targets: int) -> None:
+        """Targets were reported or withdrawn."""
+        # A report for what an earlier connection was given may free more than this one has outstanding.
+        self.outstanding = max(self.outstanding - targets, 0)
+
+    def __repr__(self) -> str:
+        way = "" if self.via is None else f" via worker {self.via}"
+        return f"<Link {self.name}{way}: {self.outstanding} of {self.credit} outstanding>"

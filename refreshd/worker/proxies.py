@@ -1,0 +1,454 @@
+"""Proxies: their greeting, credit, reports and heartbeats; and which way leads to each.
+
+A proxy counts as online while any of its connections, to any worker, has brought
+a line within OFFLINE_AFTER_MS. Each worker reaches it by its own connection or, where
+it has none, through a sibling that has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from refreshd.fleet import Proxy
+from refreshd.store.base import ProxyRow
+from refreshd.task import Failure, Task, failure_mark, mark
+from refreshd.worker.links import Link, Relayed
+from refreshd.worker.turns import Turn
+from wire.errors import BadLine, Refused
+from wire.fields import bad_field, missing_field
+from wire.heads import is_id
+from wire.lines import Line, Value, format_line, parse
+from wire.sessions import Hello
+
+if TYPE_CHECKING:
+    from refreshd.worker.hub import Hub
+    from refreshd.worker.links import Wire
+
+log = structlog.get_logger()
+
+OFFLINE_AFTER_MS = 15_000
+# Siblings are told this often which proxies were heard here.
+HEARD_EVERY_MS = 2_000
+ERROR_MAX_CHARS = 500
+JOIN_DEADLINE_S = 5.0
+
+
+class ProxySession:
+    """A proxy's connection to this worker."""
+
+    def __init__(self, proxies: Proxies, name: str, wire: Wire, close: Any) -> None:
+        self.name = name
+        self.link = Link(name, wire)
+        self.heard_ms = proxies.hub.engine.clock.mono_ms
+        """When a line came last, monotonic; the connection keeps it up to date."""
+        self.close = close
+        self.figures: dict[str, Any] = {}
+        """What the proxy said of itself in its last beat."""
+        self._proxies = proxies
+
+    def ready(self, credit: int) -> None:
+        """The engine may have `credit` more targets outstanding here."""
+        self.link.credit = min(self.link.credit + credit, 1 << 40)
+        self._proxies.hub.pusher.due(self.link)
+
+    def beat(self, values: dict[str, Any]) -> None:
+        """The proxy is alive."""
+        self.figures = values
+
+    def report_done(self, turn: Turn, raw: bytes) -> None:
+        """The hot line: `report state=done [ms=M] -- ID…`, plain.
+
+        Raises: BadLine, Refused.
+        """
+        front, _, tail = raw.partition(b" -- ")
+        ms_text = front[21:]
+        if not tail or (
+            len(front) > 17 and not (front.startswith(b"report state=done ms=") and ms_text.isdigit())
+        ):
+            self.report(turn, *_read_report(raw))
+            return
+        ids = tail.rstrip(b"\r").split(b" ")
+        if b"" in ids:
+            raise BadLine("an empty item; put exactly one space between items")
+        self._done(turn, ids, int(ms_text) if ms_text else None)
+
+    def _done(self, turn: Turn, ids: list[bytes], ms: int | None) -> None:
+        self._proxies.reported(self.link, self._proxies.done(self.name, self.link, ids, ms), ms)
+        turn.parts.append(b"ok n=%d\n" % len(ids))
+
+    def report(self, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        """Any report. Raises: Refused."""
+        if values["state"] == "done":
+            if not line.items:
+                raise missing_field("id", "at least one task id after --")
+            self._done(turn, [item.encode() for item in line.items], values.get("ms"))
+            return
+        for name in ("task_id", "done", "failed"):
+            if name not in values:
+                raise missing_field(name, "it goes with state=" + values["state"])
+        task_id = values["task_id"].encode()
+        proxies = self._proxies
+        task = proxies.hub.engine.tasks.get(task_id)
+        if task is not None:
+            proxies.one(self.name, self.link, task, values)
+        else:
+            proxies.pass_on_one(self.link, task_id, values)
+        turn.parts.append(b"ok n=1\n")
+
+
+def _read_report(raw: bytes) -> tuple[Line, dict[str, Any]]:
+    from wire.verbs import VERBS, read_fields
+
+    line = parse(raw)
+    return line, read_fields(VERBS["report"], line)
+
+
+class RelayWire:
+    """Writes to a proxy through the sibling that it is connected to."""
+
+    full = False
+
+    def __init__(self, hub: Hub, slot: int, name: str) -> None:
+        self._hub = hub
+        self._slot = slot
+        self._name = name
+
+    def send(self, data: bytes) -> None:
+        """See `links.Wire`."""
+        self._hub.mesh.relay(self._slot, self._name, data)
+
+
+class Proxies:
+    """All proxies, as seen by one worker."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.sessions: dict[str, ProxySession] = {}
+        self.reports = 0
+        """(proxy, task) pairs reported at this worker's connections."""
+        self._ways: dict[str, set[int]] = {}
+        """Proxy → siblings that have a connection to it."""
+        self._heard_elsewhere: dict[str, int] = {}
+        self._told_ms = 0
+
+    # ── greeting ──────────────────────────────────────────────────────────────────────────
+
+    async def register(self, hello: Hello) -> Proxy:
+        """Takes a proxy into the fleet if it is not there yet; every worker knows it then.
+
+        Raises: Refused; TimeoutError when a sibling does not answer.
+        """
+        fleet = self.hub.fleet
+        known = fleet.get(hello.name)
+        if known is not None and known.listed:
+            _check_listed(known, hello)
+            return known
+        if not self.hub.config.engine.open_fleet:
+            raise Refused(
+                "denied", f"{hello.name} is not in the fleet; list it as [[proxy]] in the configuration"
+            )
+        group = hello.group if hello.group is not None else (known.group if known else "default")
+        layer = hello.layer if hello.layer is not None else (known.layer if known else 0)
+        proxy = Proxy(hello.name, group, layer, listed=False)
+        if known != proxy:
+            await self.hub.save_proxy(ProxyRow(proxy.name, proxy.group, proxy.layer))
+            self.join(proxy)
+            fields: dict[str, Value] = {"name": proxy.name, "group": proxy.group, "layer": proxy.layer}
+            await self.hub.mesh.ask_all(format_line("mesh_join", fields)[:-1], JOIN_DEADLINE_S)
+        return proxy
+
+    def join(self, proxy: Proxy) -> None:
+        """The fleet has one more."""
+        known = self.hub.fleet.get(proxy.name)
+        if known is not None and known.listed:
+            return
+        if self.hub.fleet.add(proxy):
+            self.hub.engine.fleet_changed()
+
+    async def forget(self, name: str) -> None:
+        """Takes a proxy out of the fleet, at every worker and in the store. Raises: Refused."""
+        proxy = self.hub.fleet.get(name)
+        if proxy is None:
+            raise Refused("not_found", f"no proxy is called {name}")
+        if proxy.listed:
+            raise Refused("denied", f"{name} is listed in the configuration; take its [[proxy]] out there")
+        if name in self.sessions or self._ways.get(name):
+            raise Refused("denied", f"{name} is connected; stop it first")
+        await self.hub.mesh.ask_all(format_line("mesh_forget", {"name": name})[:-1], JOIN_DEADLINE_S)
+        await self.leave(name)
+
+    async def leave(self, name: str) -> None:
+        """The fleet has one less."""
+        await self.hub.forget_proxy(name)
+        if self.hub.fleet.remove(name):
+            self.hub.engine.fleet_changed()
+
+    # ── ways ──────────────────────────────────────────────────────────────────────────────
+
+    def connected(self, session: ProxySession) -> None:
+        """A proxy has greeted here; its older connection, if any, is closed."""
+        before = self.sessions.get(session.name)
+        self.sessions[session.name] = session
+        self._choose_way(session.name)
+        self.hub.mesh.tell(format_line("link", {"name": session.name, "up": 1})[:-1])
+        log.info("proxy connected", proxy=session.name, replaces=before is not None)
+        if before is not None:
+            before.close()
+
+    def disconnected(self, session: ProxySession) -> None:
+        """A connection to a proxy has ended."""
+        if self.sessions.get(session.name) is not session:
+            return
+        del self.sessions[session.name]
+        self.hub.mesh.tell(format_line("link", {"name": session.name, "up": 0})[:-1])
+        log.info("proxy disconnected", proxy=session.name)
+        self._choose_way(session.name)
+
+    def sibling_link(self, slot: int, name: str, up: bool) -> None:
+        """A sibling has, or no longer has, a connection to a proxy."""
+        ways = self._ways.setdefault(name, set())
+        if up:
+            ways.add(slot)
+        else:
+            ways.discard(slot)
+            self._drop_way(name, slot)
+        self._choose_way(name)
+
+    def sibling_joined(self, slot: int) -> None:
+        """A sibling is to know which proxies are connected here."""
+        for name in self.sessions:
+            self.hub.mesh.tell(format_line("link", {"name": name, "up": 1})[:-1], slot)
+
+    def sibling_left(self, slot: int) -> None:
+        """A sibling's connections are gone with it."""
+        self.hub.pusher.forget_sibling(slot)
+        for name, ways in list(self._ways.items()):
+            if slot in ways:
+                self.sibling_link(slot, name, up=False)
+
+    def _drop_way(self, name: str, slot: int) -> None:
+        link = self.hub.pusher.links.get(name)
+        if link is not None and link.via == slot:
+            self.hub.pusher.detach(link)
+
+    def _choose_way(self, name: str) -> None:
+        """The own connection if there is one, else through the sibling in use, else any."""
+        pusher = self.hub.pusher
+        link = pusher.links.get(name)
+        session = self.sessions.get(name)
+        if session is not None:
+            if link is not session.link:
+                pusher.attach(session.link)
+            return
+        ways = self._ways.get(name)
+        if link is not None and (link.via is None or not ways or link.via not in ways):
+            pusher.detach(link)
+            link = None
+        if link is None and ways:
+            slot = min(ways)
+            pusher.attach(Link(name, RelayWire(self.hub, slot, name), via=slot))
+
+    # ── reports ───────────────────────────────────────────────────────────────────────────
+
+    def done(self, name: str, link: Link | None, ids: list[bytes], ms: int | None) -> list[bytes]:
+        """Each of these tasks is done at the proxy. Returns the ids that are not in memory here.
+
+        0.35 µs a (task, proxy) pair (tools/bench fanout): attributes are read and
+        written in place, and a layer's place for the proxy is looked up once a run.
+        """
+        engine = self.hub.engine
+        tasks = engine.tasks
+        watched = self.hub.watches
+        now_ms = engine.clock.wall_ms
+        missing: list[bytes] = []
+        changed: list[Task] = []
+        layer = None
+        byte = bit = rank = freed = pairs = 0
+        known = False
+        shared = b""
+        for task_id in ids:
+            task = tasks.get(task_id)
+            if task is None:
+                missing.append(task_id)
+                continue
+            if task.layer is not layer:
+                layer = task.layer
+                place = layer.places.get(name)
+                known = place is not None
+                if place is not None:
+                    byte, bit, rank = place
+                    shared = mark(rank, ms) if ms is not None else b""
+            # A task that is in no log is not saved yet, not due yet, or closing: not the proxy's.
+            if not known or task.segment is None:
+                continue
+            mask = task.mask
+            if mask is None:
+                mask = task.mask = bytearray(layer.full)
+            value = mask[byte]
+            if not value & bit:
+                continue
+            mask[byte] = value ^ bit
+            pairs += 1
+            freed += task.count
+            task.add_mark(shared or mark(rank, max(now_ms - task.updated_ms, 0)))
+            if task.extra is not None:
+                task.extra.progress.pop(rank, None)
+            task.left -= 1
+            if watched and task_id in watched:
+                changed.append(task)
+            if not task.left:
+                engine.layer_done(task)
+        engine.counters.pairs += pairs
+        if link is not None and freed:
+            self._free(link, freed)
+        for task in changed:
+            watched.changed(task)
+        return missing
+
+    def one(self, name: str, link: Link | None, task: Task, values: dict[str, Any]) -> None:
+        """A single task failed, or is part-way, at the proxy. Raises: Refused."""
+        done, failed = values["done"], values["failed"]
+        if done + failed > task.count:
+            wanted = f"done + failed up to {task.count}, the task's targets"
+            raise bad_field("done", f"{done} + {failed}", wanted)
+        place = task.layer.places.get(name)
+        if place is None or task.segment is None or not task.owes(place):
+            return
+        rank = place[2]
+        if values["state"] == "active":
+            task.extras().progress[rank] = (done, failed)
+        else:
+            task.extras().progress.pop(rank, None)
+            task.take_bit(place)
+            failure = Failure(done, task.count - done, values.get("error", "")[:ERROR_MAX_CHARS])
+            ms = values.get("ms", max(self.hub.engine.clock.wall_ms - task.updated_ms, 0))
+            task.add_mark(failure_mark(rank, ms, failure) if failure.failed else mark(rank, ms))
+            task.failed += failure.failed
+            self.hub.engine.counters.pairs += 1
+            if link is not None:
+                self._free(link, task.count)
+            if not task.left:
+                self.hub.engine.layer_done(task)
+        self.hub.watches.changed(task)
+
+    def _free(self, link: Link, targets: int) -> None:
+        link.freed(targets)
+        self.hub.pusher.due(link)
+
+    def reported(self, link: Link, missing: list[bytes], ms: int | None) -> None:
+        """Passes on reports for tasks that live at siblings; those nobody has any more are finished."""
+        if not missing:
+            return
+        shards = self.hub.shards
+        by_owner: dict[int, list[bytes]] = {}
+        for task_id in missing:
+            self._free_relayed(link, task_id)
+            owner = shards.owner(task_id)
+            if owner != shards.slot and is_id(task_id):
+                by_owner.setdefault(owner, []).append(task_id)
+        ms_field = b"" if ms is None else b" ms=%d" % ms
+        for owner, ids in by_owner.items():
+            self.hub.mesh.tell(
+                b"report proxy=%b state=done%b -- %b" % (link.name.encode(), ms_field, b" ".join(ids)), owner
+            )
+
+    def pass_on_one(self, link: Link, task_id: bytes, values: dict[str, Any]) -> None:
+        """As `reported`, for a report that is about one task."""
+        if values["state"] == "failed":
+            self._free_relayed(link, task_id)
+        owner = self.hub.shards.owner(task_id)
+        if owner != self.hub.shards.slot:
+            fields = {"proxy": link.name, **values}
+            fields["error"] = values.get("error", "")[:ERROR_MAX_CHARS]
+            self.hub.mesh.tell(format_line("report", fields)[:-1], owner)
+
+    def _free_relayed(self, link: Link, task_id: bytes) -> None:
+        relayed = link.relayed.pop(task_id, None)
+        if relayed is not None:
+            self._free(link, relayed[0])
+
+    def report_passed_on(self, raw: bytes) -> None:
+        """A report that a proxy gave to a sibling."""
+        line = parse(raw)
+        name = line.fields["proxy"]
+        link = self.hub.pusher.links.get(name)
+        # What came over a sibling frees the credit of the way that leads there.
+        way = link if link is not None and link.via is not None else None
+        if line.fields["state"] == "done":
+            ms = line.fields.get("ms")
+            self.done(name, way, [item.encode() for item in line.items or ()], int(ms) if ms else None)
+            return
+        task = self.hub.engine.tasks.get(line.fields["task_id"].encode())
+        if task is not None:
+            values: dict[str, Any] = dict(line.fields)
+            for key in ("done", "failed", "ms"):
+                if key in values:
+                    values[key] = int(values[key])
+            try:
+                self.one(name, way, task, values)
+            except Refused as refused:
+                log.warning("a proxy reported nonsense", proxy=name, error=str(refused))
+
+    # ── pushes of siblings ────────────────────────────────────────────────────────────────
+
+    def relay(self, slot: int, name: str, data: bytes) -> None:
+        """A sibling's pushes for a proxy that is connected here."""
+        session = self.sessions.get(name)
+        if session is None:
+            return
+        pushes: list[Relayed] = []
+        for raw in data.split(b"\n"):
+            if raw.startswith(b"!task task_id="):
+                task_id = raw[14 : raw.find(b" ", 14)]
+                count = raw.partition(b" -- ")[2].count(b" ") + 1
+                pushes.append(Relayed(task_id, count, raw + b"\n", slot))
+            elif raw:
+                self._cancel_relayed(session.link, raw)
+        self.hub.pusher.relay(session.link, pushes)
+
+    def _cancel_relayed(self, link: Link, raw: bytes) -> None:
+        """`!cancel -- ID…`: what has not gone out here is dropped, the rest is passed on."""
+        ids = set(raw.partition(b" -- ")[2].split(b" "))
+        kept = [push for push in link.relay if push.task_id not in ids]
+        link.relay.clear()
+        link.relay.extend(kept)
+        for task_id in ids:
+            self._free_relayed(link, task_id)
+        link.wire.send(raw + b"\n")
+
+    # ── heartbeats ────────────────────────────────────────────────────────────────────────
+
+    def heard_elsewhere(self, names: tuple[str, ...]) -> None:
+        """A sibling has had lines from these proxies."""
+        now_ms = self.hub.engine.clock.mono_ms
+        for name in names:
+            self._heard_elsewhere[name] = now_ms
+
+    def sweep(self) -> None:
+        """Closes the connections of proxies that have fallen silent. To be called every second or so."""
+        now_ms = self.hub.engine.clock.mono_ms
+        for session in list(self.sessions.values()):
+            heard_ms = max(session.heard_ms, self._heard_elsewhere.get(session.name, 0))
+            if now_ms - heard_ms > OFFLINE_AFTER_MS:
+                log.warning("proxy silent, counts as offline", proxy=session.name, for_ms=now_ms - heard_ms)
+                session.close()
+                self.disconnected(session)
+        if now_ms - self._told_ms >= HEARD_EVERY_MS:
+            heard = [s.name for s in self.sessions.values() if s.heard_ms >= self._told_ms]
+            self._told_ms = now_ms
+            if heard:
+                self.hub.mesh.tell(format_line("heard", {}, heard)[:-1])
+
+    def seen_ms_ago(self, name: str) -> int | None:
+        """Milliseconds since this worker had a line from the proxy; None: it is not connected here."""
+        session = self.sessions.get(name)
+        return None if session is None else self.hub.engine.clock.mono_ms - session.heard_ms
+
+
+def _check_listed(known: Proxy, hello: Hello) -> None:
+    """A listed proxy must be what the configuration says: layers are what order rests on."""
+    for field, said, wanted in (("group", hello.group, known.group), ("layer", hello.layer, known.layer)):
+        if said is not None and said != wanted:
+            raise bad_field(field, str(said), f"{wanted}, as the engine's configuration lists {known.name}")

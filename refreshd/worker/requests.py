@@ -1,0 +1,308 @@
+"""Requests of clients: one table from verb to answer, and the way to the owner of a shard.
+
+`run` takes all lines of a turn. What belongs to a shard of a sibling is gathered
+and crosses the mesh as the raw line; the sibling runs it through the same table.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import structlog
+
+from refreshd.shard import SERIAL_MAX
+from refreshd.task import STATE_BY_TEXT, State, Task
+from refreshd.worker import figures, views
+from refreshd.worker.callers import Caller
+from refreshd.worker.engine import conflict, same_content
+from refreshd.worker.turns import Turn
+from wire.errors import BadLine, Refused, WireError
+from wire.lines import Line, format_refused, parse
+from wire.verbs import VERBS, read_fields
+
+if TYPE_CHECKING:
+    from refreshd.store.base import Stored
+    from refreshd.worker.hub import Hub
+
+log = structlog.get_logger()
+
+_POST = b"post_task task_id="
+_DONE = b"report state=done "
+DEFAULT_LIMIT = 100
+# A listing of what is pending or active looks at this many unfinished tasks at a time.
+_PAGE = 1000
+MESH_DEADLINE_S = 5.0
+
+Foreign = dict[int, tuple[list[int], list[bytes]]]
+"""Sibling → places in the turn and the lines for it."""
+
+
+class Requests:
+    """Answers requests, here or through a sibling."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self._handlers: dict[str, Callable[[Caller, Turn, Line, dict[str, Any]], None]] = {
+            "ping": self._ping,
+            "get_task": self._get_task,
+            "task_detail": self._task_detail,
+            "cancel_task": self._cancel_task,
+            "watch_task": self._watch_task,
+            "list_tasks": self._list_tasks,
+            "stats": self._stats,
+            "list_proxies": self._list_proxies,
+            "forget_proxy": self._forget_proxy,
+            "ready": self._ready,
+            "report": self._report,
+            "beat": self._beat,
+        }
+
+    # ── all lines of a turn ───────────────────────────────────────────────────────────────
+
+    def run(self, caller: Caller, turn: Turn, lines: list[bytes], plain: bool) -> None:
+        """Answers every line, in its place of the turn; the caller then releases the turn."""
+        hub = self.hub
+        slot = hub.shards.slot
+        owner_by_shard = hub.shards.owner_by_shard
+        post = hub.engine.post
+        posts, key = caller.posts, caller.key
+        foreign: Foreign = {}
+        for raw in lines:
+            try:
+                if posts and raw.startswith(_POST):
+                    # Cut by hand: which worker owns a task is asked for each line that comes in.
+                    owner = owner_by_shard[crc32(raw[18 : raw.find(b" ", 18)]) & 63]
+                    if owner == slot:
+                        post(turn, raw, plain, key)
+                    else:
+                        self._leave_to(owner, turn, raw, foreign)
+                elif plain and caller.session is not None and raw.startswith(_DONE):
+                    caller.session.report_done(turn, raw)
+                else:
+                    self._run_one(caller, turn, raw, plain, foreign)
+            except Refused as refused:
+                turn.parts.append(format_refused(refused))
+            except WireError as error:
+                turn.parts.append(format_refused(Refused("bad_line", str(error))))
+            except Exception as error:
+                turn.parts.append(self._fault(raw, error))
+        for owner, (places, raws) in foreign.items():
+            hub.mesh.forward(owner, turn, places, raws, caller.context(), plain)
+
+    def _fault(self, raw: bytes, error: Exception) -> bytes:
+        """A fault of ours: it is logged, and the reply says where to look."""
+        ref = secrets.token_hex(4)
+        line = raw[:200].decode("utf-8", "replace")
+        log.error("a request could not be handled", ref=ref, line=line, exc_info=error)
+        return format_refused(
+            Refused("internal", "a fault of the engine; it is in its log", ref=ref, retry_ms=1000)
+        )
+
+    def _leave_to(self, owner: int, turn: Turn, raw: bytes, foreign: Foreign) -> None:
+        self.hub.mesh.check_room(owner)
+        if owner not in foreign:
+            foreign[owner] = ([], [])
+        places, raws = foreign[owner]
+        places.append(len(turn.parts))
+        raws.append(raw)
+        turn.parts.append(b"")
+
+    def _run_one(self, caller: Caller, turn: Turn, raw: bytes, plain: bool, foreign: Foreign) -> None:
+        """Any line, strictly parsed."""
+        line = parse(raw)
+        verb = VERBS.get(line.verb)
+        if verb is None or line.verb == "list_workers":
+            raise Refused("unknown_verb", f"{line.verb[:40]}; wanted one of {', '.join(sorted(_OFFERED))}")
+        if line.verb == "hello":
+            raise BadLine("hello is the first request of a connection or is left out")
+        caller.check(verb)
+        values = read_fields(verb, line)
+        if "task_id" in line.fields and line.verb in _ROUTED:
+            owner = self.hub.shards.owner(values["task_id"].encode())
+            if owner != self.hub.shards.slot:
+                if line.verb == "watch_task":
+                    caller.watch(values["task_id"].encode())
+                self._leave_to(owner, turn, raw, foreign)
+                return
+        if line.verb == "post_task":
+            self.hub.engine.post(turn, raw, plain=False, key=caller.key)
+        else:
+            self._handlers[line.verb](caller, turn, line, values)
+
+    # ── tasks ─────────────────────────────────────────────────────────────────────────────
+
+    def _on_task(
+        self,
+        turn: Turn,
+        task_id: bytes,
+        in_memory: Callable[[Task], bytes],
+        in_store: Callable[[Stored], bytes],
+    ) -> None:
+        """Answers from memory where the task is unfinished, else from the store."""
+        task = self.hub.engine.tasks.get(task_id)
+        if task is None:
+
+            async def ask() -> bytes:
+                stored = await self.hub.queries.find(task_id)
+                if stored is None:
+                    raise Refused("not_found", f"no task is called {task_id.decode()}")
+                return in_store(stored)
+
+            self.hub.queries.submit(turn, ask)
+        elif task.state is State.NEW:
+            self.hub.engine.when_saved(task_id, turn, in_memory)
+        else:
+            turn.parts.append(in_memory(task))
+
+    def _get_task(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        self._on_task(
+            turn,
+            values["task_id"].encode(),
+            lambda task: views.ok(views.describe(task)),
+            lambda stored: views.ok(views.describe_stored(stored)),
+        )
+
+    def _task_detail(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        self._on_task(turn, values["task_id"].encode(), views.detail, views.stored_detail)
+
+    def _watch_task(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        def in_memory(task: Task) -> bytes:
+            caller.watch(task.id)
+            self.hub.watches.add(caller, task.id)
+            return views.ok(views.describe(task))
+
+        self._on_task(
+            turn,
+            values["task_id"].encode(),
+            in_memory,
+            lambda stored: views.ok(views.describe_stored(stored)),
+        )
+
+    def _cancel_task(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        task_id = values["task_id"].encode()
+        task = self.hub.engine.tasks.get(task_id)
+        if task is not None and task.state is State.NEW:
+            # Its row is on the way to the disk: ask again once it is there.
+            place = turn.hold()
+            self.hub.engine.after_saved(task_id, lambda: self._cancel_now(turn, place, task_id))
+        else:
+            self._cancel_now(turn, turn.hold(), task_id)
+
+    def _cancel_now(self, turn: Turn, place: int, task_id: bytes) -> None:
+        def reply(state: State) -> bytes:
+            return b"ok task_id=%b state=%b\n" % (task_id, state.text.encode())
+
+        async def ask() -> bytes:
+            stored = await self.hub.queries.find(task_id)
+            if stored is None or stored.result is None:
+                raise Refused("not_found", f"no task is called {task_id.decode()}")
+            return reply(stored.result.state)
+
+        task = self.hub.engine.tasks.get(task_id)
+        if task is None:
+            self.hub.queries.submit_at(turn, place, ask)
+        else:
+            self.hub.engine.cancel(task, lambda ended: turn.fill(place, reply(ended.state)))
+
+    def compare_with_finished(self, task: Task, serial: int, turn: Turn, place: int) -> None:
+        """A new task has the id of a finished one: a repeat, or a conflict."""
+
+        async def ask() -> bytes:
+            stored = await self.hub.queries.by_serial(task.id, serial)
+            if stored is None or stored.result is None or not same_content(task.line, stored.body):
+                raise conflict(task.id)
+            fields = views.describe_stored(stored)
+            return views.ok({key: fields[key] for key in ("task_id", "state", "total")} | {"dup": 1})
+
+        self.hub.queries.submit_at(turn, place, ask)
+
+    # ── listings over all workers ─────────────────────────────────────────────────────────
+
+    def _list_tasks(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        async def ask() -> bytes:
+            before = SERIAL_MAX
+            if "after" in values:
+                before = await self.hub.siblings.serial_of(values["after"])
+            page = await self.hub.siblings.page(
+                before, values.get("limit", DEFAULT_LIMIT), values.get("state")
+            )
+            return b"ok n=%d\n" % len(page) + b"".join(page)
+
+        self.hub.queries.submit(turn, ask)
+
+    async def own_page(self, before: int, limit: int, state: str | None) -> list[tuple[int, bytes]]:
+        """This worker's part of a listing: (serial, row), newest first."""
+        wanted = STATE_BY_TEXT[state] if state else None
+        unfinished = wanted in (State.PENDING, State.ACTIVE)
+        out: list[tuple[int, bytes]] = []
+        while len(out) < limit:
+            size = _PAGE if unfinished else limit - len(out)
+            page = await self.hub.queries.page(before, size, None if unfinished else wanted, unfinished)
+            for stored in page:
+                row = self._row(stored, wanted)
+                if row is not None and len(out) < limit:
+                    out.append((stored.serial, row))
+            if len(page) < size:
+                break
+            before = page[-1].serial
+        return out
+
+    def _row(self, stored: Stored, wanted: State | None) -> bytes | None:
+        """A row of a listing; None where it is not this worker's or not in the wanted state."""
+        if self.hub.shards.owner(stored.id) != self.hub.shards.slot:
+            return None
+        task = self.hub.engine.tasks.get(stored.id)
+        if task is not None and task.state is not State.NEW:
+            fields = views.describe(task)
+        elif stored.result is not None:
+            fields = views.describe_stored(stored)
+        else:
+            return None
+        if wanted is not None and fields["state"] != wanted.text:
+            return None
+        return views.row(fields)
+
+    def _stats(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        async def ask() -> bytes:
+            return views.rows(figures.to_rows(await self.hub.siblings.stats()))
+
+        self.hub.queries.submit(turn, ask)
+
+    def _list_proxies(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        async def ask() -> bytes:
+            return views.rows(await self.hub.siblings.proxies())
+
+        self.hub.queries.submit(turn, ask)
+
+    def _forget_proxy(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        async def ask() -> bytes:
+            await self.hub.proxies.forget(values["name"])
+            return b"ok\n"
+
+        self.hub.queries.submit(turn, ask)
+
+    # ── proxies ───────────────────────────────────────────────────────────────────────────
+
+    def _ready(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        if caller.session is not None:
+            caller.session.ready(values["credit"])
+            turn.parts.append(b"ok\n")
+
+    def _report(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        if caller.session is not None:
+            caller.session.report(turn, line, values)
+
+    def _beat(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        if caller.session is not None:
+            caller.session.beat(values)
+            turn.parts.append(b"ok now=%d\n" % self.hub.engine.clock.wall_ms)
+
+    def _ping(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        turn.parts.append(b"ok now=%d\n" % self.hub.engine.clock.wall_ms)
+
+
+_ROUTED = frozenset({"post_task", "get_task", "task_detail", "cancel_task", "watch_task"})
+_OFFERED = frozenset(VERBS) - {"list_workers"}

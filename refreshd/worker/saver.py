@@ -1,0 +1,214 @@
+"""Group commit: everything that gathered while the last commit ran is the next commit.
+
+    loop:    gather ──► hand over ──────────────► settle: reply, push, forget
+    thread:             commit (no interpreter lock while SQLite works)
+
+One saver a lane. The loop adds to the open batch; when the thread is free, the
+batch is handed over at the end of the loop's turn, so that all that came in one
+poll shares one sync. Nothing is answered, pushed or forgotten before its commit.
+
+When a commit fails: tasks of the batch are refused (nothing was accepted); their
+results go into the next batch, as they must not get lost. After a failed sync
+the process ends without a word: nobody knows what is on the disk (FAULTS 10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Protocol
+from zlib import crc32
+
+import structlog
+
+from refreshd.errors import StoreError, StoreUnavailable
+from refreshd.store.base import Batch, Lane, ProxyRow
+from refreshd.task import State, Task
+from refreshd.worker.turns import Turn
+
+log = structlog.get_logger()
+
+# A batch that cannot be written is tried again after this long, with what gathered since.
+RETRY_S = 0.5
+# Upkeep (retention) is looked after this often when nothing is to be saved.
+UPKEEP_S = 5.0
+
+
+class SaveBatch:
+    """What the next commit keeps, and who waits for it."""
+
+    __slots__ = ("closing", "forgotten", "last_turn", "low", "proxies", "tasks", "turns", "waiters")
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self.turns: list[Turn] = []
+        self.last_turn: Turn | None = None
+        self.closing: list[Task] = []
+        self.proxies: list[ProxyRow] = []
+        self.forgotten: list[str] = []
+        self.low = 0
+        self.waiters: list[Callable[[StoreError | None], None]] = []
+
+    def __len__(self) -> int:
+        return (
+            len(self.tasks) + len(self.closing) + len(self.proxies) + len(self.forgotten) + len(self.waiters)
+        )
+
+    def add_task(self, task: Task, turn: Turn) -> None:
+        """A new task; the turn's replies wait for the commit."""
+        self.tasks.append(task)
+        if turn is not self.last_turn:
+            self.last_turn = turn
+            self.turns.append(turn)
+            turn.waiting += 1
+
+    def to_rows(self) -> Batch:
+        """The rows to write. Runs in the saver's thread: nothing else touches these tasks' rows."""
+        batch = Batch()
+        batch.tasks = [(task.serial, task.id, task.layer.plan.number, task.line) for task in self.tasks]
+        batch.plans = {plan.number: plan.text for plan in {task.layer.plan for task in self.tasks}}
+        for task in self.closing:
+            done, failed = task.final_counts()
+            state = State.CANCELLED if task.closing is None else task.closing
+            marks = bytes(task.marks) if task.marks else None
+            batch.results.append((task.serial, int(state), done, failed, task.updated_ms, marks))
+            batch.finished.append((crc32(task.id), task.id, task.serial))
+        batch.proxies = self.proxies
+        batch.forgotten = self.forgotten
+        batch.low = self.low
+        return batch
+
+
+class SaverOwner(Protocol):
+    """What a saver calls back into; the engine. All calls come on the loop."""
+
+    def saved(self, batch: SaveBatch, known: dict[bytes, int]) -> None:
+        """The batch is on stable storage, but for the tasks whose ids were `known` as finished."""
+
+    def not_saved(self, batch: SaveBatch, error: StoreError) -> None:
+        """Nothing of the batch was kept."""
+
+    def store_failed(self, error: StoreError) -> None:
+        """The store can no longer be trusted: end the process."""
+
+
+class Saver:
+    """Saves to one lane, in a thread of its own."""
+
+    def __init__(self, lane: Lane, owner: SaverOwner, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self.lane = lane
+        self.batch = SaveBatch()
+        """The open batch; whoever adds to it calls `wake` in the same turn of the loop."""
+        self.in_flight = 0
+        """Entries in the commit that runs now."""
+        self.commits = 0
+        self.last_error: StoreError | None = None
+        self._owner = owner
+        self._loop = loop
+        self._scheduled = False
+        self._busy = False
+        self._closed = False
+        self._jobs: queue.SimpleQueue[SaveBatch | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"saver-{name}", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Sees to it that the open batch is handed over at the end of this turn of the loop."""
+        if not self._scheduled and not self._busy:
+            self._scheduled = True
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._scheduled = False
+        if self._busy or not len(self.batch):
+            return
+        batch, self.batch = self.batch, SaveBatch()
+        self.in_flight = len(batch)
+        self._busy = True
+        self._jobs.put(batch)
+
+    @property
+    def waiting(self) -> int:
+        """Entries that gather for the next commit."""
+        return len(self.batch)
+
+    def _work(self) -> None:
+        """The thread: one job after the other, upkeep when there is none."""
+        while True:
+            try:
+                job = self._jobs.get(timeout=UPKEEP_S)
+            except queue.Empty:
+                self._upkeep()
+                continue
+            if job is None:
+                self.lane.close()
+                return
+            try:
+                known = self.lane.commit(job.to_rows())
+            except StoreError as error:
+                self._tell(self._failed, job, error)
+            except BaseException as error:
+                # A fault of ours: the batch's fate is unknown, so it is treated like a failed sync.
+                self._tell(self._failed, job, StoreError(f"the saver failed: {error!r}"))
+            else:
+                self._tell(self._done, job, known)
+
+    def _upkeep(self) -> None:
+        try:
+            self.lane.idle()
+        except StoreError as error:
+            log.warning("store upkeep failed", error=str(error))
+
+    def _tell(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            # The loop is closed: the process ends, and nobody waits for an answer.
+            return
+
+    def _done(self, batch: SaveBatch, known: dict[bytes, int]) -> None:
+        self._busy = False
+        self.in_flight = 0
+        self.commits += 1
+        self.last_error = None
+        # The next commit starts before the replies of this one are made: the disk need not wait for them.
+        self._hand_over()
+        self._owner.saved(batch, known)
+        self.wake()
+
+    def _failed(self, batch: SaveBatch, error: StoreError) -> None:
+        self.in_flight = 0
+        self.last_error = error
+        if not isinstance(error, StoreUnavailable):
+            self._owner.store_failed(error)
+            return
+        log.error("store unavailable", error=str(error), refused=len(batch.tasks), kept=len(batch.closing))
+        # What must not get lost goes first in the next batch, so order is kept.
+        following = self.batch
+        following.closing = batch.closing + following.closing
+        following.proxies = batch.proxies + following.proxies
+        following.forgotten = batch.forgotten + following.forgotten
+        self._owner.not_saved(batch, error)
+        if self._closed:
+            self._busy = False
+        else:
+            self._loop.call_later(RETRY_S, self._retry)
+
+    def _retry(self) -> None:
+        self._busy = False
+        self.wake()
+
+    async def close(self, deadline_s: float) -> bool:
+        """Saves what is there, closes the lane, ends the thread. Returns whether all was saved in time."""
+        end = self._loop.time() + deadline_s
+        self._closed = True
+        while (len(self.batch) or self._busy) and self._loop.time() < end:
+            self._busy = self._busy and bool(self.in_flight)
+            self.wake()
+            await asyncio.sleep(0.01)
+        saved = not len(self.batch) and not self._busy
+        self._jobs.put(None)
+        await self._loop.run_in_executor(None, self._thread.join, max(end - self._loop.time(), 0.5))
+        return saved

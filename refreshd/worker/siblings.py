@@ -1,0 +1,178 @@
+"""What workers ask each other on their own behalf, and the answers.
+
+Requests have one answer and come from `mesh.ask`; tellings have none. Both are
+lines, in tables of their own: no peer outside can use them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from refreshd.fleet import Proxy
+from refreshd.worker import figures
+from refreshd.worker.figures import Figures
+from refreshd.worker.turns import Turn
+from wire.errors import Refused
+from wire.lines import Line, Value, format_line, format_refused, parse, read_refused
+
+if TYPE_CHECKING:
+    from refreshd.worker.hub import Hub
+
+log = structlog.get_logger()
+DEADLINE_S = 5.0
+
+
+class Siblings:
+    """Questions over all workers, and what siblings ask this one."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self._asked: dict[str, Callable[[Line], Awaitable[bytes]]] = {
+            "mesh_serial": self._answer_serial,
+            "mesh_page": self._answer_page,
+            "mesh_stats": self._answer_stats,
+            "mesh_proxies": self._answer_proxies,
+            "mesh_join": self._answer_join,
+            "mesh_forget": self._answer_forget,
+            "mesh_nonce": self._answer_nonce,
+        }
+
+    # ── asking ────────────────────────────────────────────────────────────────────────────
+
+    async def serial_of(self, task_id: str) -> int:
+        """The serial of any task. Raises: Refused, `not_found`."""
+        owner = self.hub.shards.owner(task_id.encode())
+        line = format_line("mesh_serial", {"task_id": task_id})[:-1]
+        if owner == self.hub.shards.slot:
+            return int(await self._answer_serial(parse(line)))
+        return int(_checked(await self.hub.mesh.ask(owner, line, DEADLINE_S)))
+
+    async def page(self, before: int, limit: int, state: str | None) -> list[bytes]:
+        """Rows of a listing over all workers, newest first."""
+        fields: dict[str, Value] = {"before": before, "limit": limit, "state": state}
+        line = format_line("mesh_page", fields)[:-1]
+        own, others = await asyncio.gather(
+            self.hub.requests.own_page(before, limit, state), self.hub.mesh.ask_all(line, DEADLINE_S)
+        )
+        rows = list(own)
+        for answer in others:
+            for row in _checked(answer).splitlines(keepends=True):
+                serial, _, text = row.partition(b" ")
+                rows.append((int(serial), text))
+        rows.sort(reverse=True)
+        return [text for _, text in rows[:limit]]
+
+    async def stats(self) -> Figures:
+        """The engine's figures."""
+        answers = await self.hub.mesh.ask_all(b"mesh_stats", DEADLINE_S)
+        return figures.add_up([figures.collect(self.hub), *(msgspec.json.decode(a) for a in answers)])
+
+    async def proxies(self) -> list[dict[str, Value]]:
+        """The fleet, a row a proxy."""
+        answers = await self.hub.mesh.ask_all(b"mesh_proxies", DEADLINE_S)
+        views = [figures.proxies(self.hub), *(msgspec.json.decode(answer) for answer in answers)]
+        return [_proxy_row(name, [view[name] for view in views if name in view]) for name in sorted(views[0])]
+
+    async def use_nonce(self, key: str, nonce: str) -> None:
+        """Marks a nonce as used, at the one worker that keeps it. Raises: Refused."""
+        owner = self.hub.shards.owner(f"{key} {nonce}".encode())
+        line = format_line("mesh_nonce", {"key": key, "nonce": nonce})[:-1]
+        if owner == self.hub.shards.slot:
+            await self._answer_nonce(parse(line))
+        else:
+            _checked(await self.hub.mesh.ask(owner, line, DEADLINE_S))
+
+    # ── answering ─────────────────────────────────────────────────────────────────────────
+
+    def asked(self, turn: Turn, raw: bytes) -> None:
+        """A sibling asks; fills the turn's next place."""
+        line = parse(raw)
+        answer = self._asked.get(line.verb)
+        if answer is None:
+            refused = Refused("unknown_verb", f"{line.verb}: a worker of another version asks")
+            turn.parts.append(format_refused(refused))
+        else:
+            self.hub.queries.submit(turn, lambda: answer(line))
+
+    async def _answer_serial(self, line: Line) -> bytes:
+        task_id = line.fields["task_id"].encode()
+        task = self.hub.engine.tasks.get(task_id)
+        if task is not None:
+            return b"%d" % task.serial
+        stored = await self.hub.queries.find(task_id)
+        if stored is None:
+            raise Refused("not_found", f"after: no task is called {line.fields['task_id']}", field="after")
+        return b"%d" % stored.serial
+
+    async def _answer_page(self, line: Line) -> bytes:
+        fields = line.fields
+        page = await self.hub.requests.own_page(
+            int(fields["before"]), int(fields["limit"]), fields.get("state")
+        )
+        return b"".join(b"%d %b" % row for row in page)
+
+    async def _answer_stats(self, line: Line) -> bytes:
+        return msgspec.json.encode(figures.collect(self.hub))
+
+    async def _answer_proxies(self, line: Line) -> bytes:
+        return msgspec.json.encode(figures.proxies(self.hub))
+
+    async def _answer_join(self, line: Line) -> bytes:
+        fields = line.fields
+        self.hub.proxies.join(Proxy(fields["name"], fields["group"], int(fields["layer"]), listed=False))
+        return b"ok"
+
+    async def _answer_forget(self, line: Line) -> bytes:
+        await self.hub.proxies.leave(line.fields["name"])
+        return b"ok"
+
+    async def _answer_nonce(self, line: Line) -> bytes:
+        now_s = self.hub.engine.clock.mono_ms / 1000
+        self.hub.nonces.use(line.fields["key"], line.fields["nonce"], now_s)
+        return b"ok"
+
+    # ── tellings ──────────────────────────────────────────────────────────────────────────
+
+    def told(self, slot: int, raw: bytes) -> None:
+        """A sibling says something that wants no answer."""
+        if raw.startswith(b"report "):
+            self.hub.proxies.report_passed_on(raw)
+            return
+        line = parse(raw)
+        if line.verb == "link":
+            self.hub.proxies.sibling_link(slot, line.fields["name"], line.fields["up"] == "1")
+        elif line.verb == "heard":
+            self.hub.proxies.heard_elsewhere(line.items or ())
+        elif line.verb == "closed":
+            self.hub.watches.forget(slot, int(line.fields["connection"]))
+        else:
+            log.warning("a sibling of another version says", verb=line.verb)
+
+
+def _checked(answer: bytes) -> bytes:
+    """Raises: Refused, if that is what the sibling answered."""
+    if answer.startswith(b"err "):
+        raise read_refused(parse(answer.rstrip(b"\n")))
+    return answer
+
+
+def _proxy_row(name: str, views: list[dict[str, Any]]) -> dict[str, Value]:
+    links = sum(view["links"] for view in views)
+    seen = [view["seen"] for view in views if view["seen"] is not None]
+    return {
+        "proxy": name,
+        "group": views[0]["group"],
+        "layer": views[0]["layer"],
+        "listed": int(views[0]["listed"]),
+        "online": int(links > 0),
+        "links": links,
+        "credit": sum(view["credit"] for view in views),
+        "outstanding": sum(view["outstanding"] for view in views),
+        "waiting": sum(view["waiting"] for view in views),
+        "seen": min(seen) if seen else None,
+    }

@@ -1,0 +1,67 @@
+"""Who watches which task (`watch_task`), and telling them.
+
+Kept by the worker that owns the task; the connection may be at a sibling. A
+watch ends with the task's final state, or with its connection. Bounded by
+callers.WATCHES_MAX a connection; a connection that does not read is told final states
+only, and closed when even those pile up (see connection.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from refreshd.task import FINAL, Task
+from refreshd.worker.callers import Caller
+from refreshd.worker.views import state_push
+
+Deliver = Callable[[int, int, bytes], None]
+"""(slot, connection, lines)"""
+
+
+class Watches:
+    """The watchers of this worker's tasks."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self._watchers: dict[bytes, dict[tuple[int, int], None]] = {}
+        self._by_connection: dict[tuple[int, int], set[bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def __contains__(self, task_id: bytes) -> bool:
+        return task_id in self._watchers
+
+    def add(self, caller: Caller, task_id: bytes) -> None:
+        """From now on the connection is told what becomes of the task."""
+        who = (caller.slot, caller.number)
+        watched = self._by_connection.setdefault(who, set())
+        watched.add(task_id)
+        self._watchers.setdefault(task_id, {})[who] = None
+
+    def changed(self, task: Task) -> None:
+        """Tells those who watch the task."""
+        watchers = self._watchers.get(task.id)
+        if not watchers:
+            return
+        push = state_push(task)
+        for slot, number in watchers:
+            self._deliver(slot, number, push)
+        if task.state in FINAL:
+            for who in self._watchers.pop(task.id):
+                self._by_connection[who].discard(task.id)
+
+    def forget(self, slot: int, number: int) -> None:
+        """A connection is gone."""
+        who = (slot, number)
+        for task_id in self._by_connection.pop(who, ()):
+            watchers = self._watchers.get(task_id)
+            if watchers is not None:
+                watchers.pop(who, None)
+                if not watchers:
+                    del self._watchers[task_id]
+
+    def forget_worker(self, slot: int) -> None:
+        """All connections of a sibling are gone."""
+        for who in [who for who in self._by_connection if who[0] == slot]:
+            self.forget(*who)
