@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Protocol
+from typing import Protocol, cast
 
 import structlog
 
@@ -86,8 +86,8 @@ class Sibling(asyncio.Protocol):
         self._buffer = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 (a Unix stream is one)
-        self.transport = transport
+        # uvloop has transports of its own, with the same methods.
+        self.transport = transport = cast("asyncio.Transport", transport)
         transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
         self.mesh.joined(self)
 
