@@ -261,6 +261,9 @@ class Master:
             except msgspec.DecodeError as error:
                 self._misbehaved(child, f"said what is no message: {error}")
                 return
+            except ConnectionResetError:
+                # It ended before it had read all of ours. The kernel says so once, ahead of its last words.
+                continue
             except OSError:
                 received = None
             if received is None:
@@ -293,7 +296,7 @@ class Master:
 
     def _lost(self, child: Child) -> None:
         self._forget_control(child)
-        self._supervisor.ending(child.slot, "its control socket is closed", time.monotonic())
+        self._supervisor.lost(child.slot, time.monotonic())
 
     def _forget_control(self, child: Child) -> None:
         if child.control is not None:

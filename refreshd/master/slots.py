@@ -223,12 +223,18 @@ class Supervisor:
         return []
 
     def ending(self, number: int, why: str, now: float, timeout_s: float | None = None) -> None:
-        """The worker failed to start, ends by itself, or closed its control socket."""
+        """The worker said that it ends, and why."""
         slot = self.slots[number]
         slot.move("stopping")
         slot.why = slot.why or why
         timeout_s = self.timing.end_timeout_s if timeout_s is None else timeout_s
         slot.kill_by(now + timeout_s, f"did not end: {why}")
+
+    def lost(self, number: int, now: float) -> None:
+        """The worker closed its control socket, as it does when it ends."""
+        slot = self.slots[number]
+        slot.move("stopping")
+        slot.kill_by(now + self.timing.end_timeout_s, "its control socket is closed")
 
     def misbehaved(self, number: int, why: str) -> list[Action]:
         """The worker cannot be talked to."""

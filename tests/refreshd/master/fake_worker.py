@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from refreshd import control
@@ -115,7 +116,11 @@ class FakeWorker:
 
     def read_greeting(self, slot: int, fd: int) -> bool:
         """False, and closed, once the sibling is gone."""
-        if greeting := os.read(fd, 100):
+        try:
+            greeting = os.read(fd, 100)
+        except ConnectionResetError:
+            greeting = b""
+        if greeting:
             with socket.socket(fileno=os.dup(fd)) as sock:
                 self.note(met=greeting.decode(), kind=sock.type)
             return True
@@ -161,7 +166,7 @@ class FakeWorker:
         self.hang()
 
 
-BEHAVIOURS = {
+BEHAVIOURS: dict[str, Callable[[FakeWorker], None]] = {
     "ready": FakeWorker.be_ready,
     "silent": FakeWorker.be_silent,
     "stubborn": FakeWorker.be_stubborn,
