@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     kind = choose(options.cache)
     show = Show()
-    os.chdir(ROOT)
     if not kind.is_installed():
         show.failed("start", f"{kind.title} is not installed (no {kind.program})")
         return 1
+    os.chdir(ROOT)
     try:
         return asyncio.run(play(options.mode, kind, show))
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -58,7 +58,7 @@ async def play(mode: str, kind: Kind, show: Show) -> int:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with claim(RUN_FOLDER, mode) as folder:
-        show.line(f"refreshd {mode}, with {kind.title} as the cache", BOLD)
+        show.line(f"refreshd {mode}; the cache is {kind.title}", BOLD)
         show.line(f"files and logs: {folder.relative_to(ROOT)}/", DIM)
         show.line()
         if await tell(mode, kind, folder, show):
@@ -118,8 +118,8 @@ def show_what_to_try(stage: Stage, show: Show) -> None:
     control = shlex.join(stage.refreshctl_command())
     show.line("It stays up. Try this in another terminal, in this folder:", BOLD)
     for what, command in (
-        ("what a visitor gets", f"curl -i -H 'Host: {SITE}' {cache}"),
-        ("change the page", f"curl -X PUT -d 'edition 3' {origin}"),
+        ("what a visitor gets", f"curl -si -H 'Host: {SITE}' {cache}"),
+        ("change the page", f"curl -s -X PUT -d 'edition 3' {origin}"),
         ("refresh it", f"{control} submit --wait {page}"),
         ("the tasks so far", f"{control} list"),
         ("the figures", f"{control} stats"),

@@ -135,6 +135,7 @@ CONFIG proxy.config.exec_thread.autoconfig INT 0
 CONFIG proxy.config.exec_thread.limit INT 1
 CONFIG proxy.config.log.logging_enabled INT 0
 CONFIG proxy.config.http.wait_for_cache INT 1
+CONFIG proxy.config.crash_log_helper STRING
 """
 
 
@@ -161,7 +162,7 @@ async def start_little(_folder: Path, origin: Address) -> AsyncIterator[Running]
 KINDS = (
     Kind("varnish", "varnish", "Varnish", "varnishd", start_varnish),
     Kind("ats", "ats", "Apache Traffic Server", "traffic_server", start_traffic_server),
-    Kind("little", "varnish", "the demo's own little cache (it purges like Varnish)", None, start_little),
+    Kind("little", "varnish", "the demo's own little one, which purges like Varnish", None, start_little),
 )
 
 

@@ -8,7 +8,7 @@ from typing import TextIO
 
 BOLD, DIM, RED, GREEN = "1", "2", "31", "32"
 #: Steps are padded to this many columns, so that their times stand in one column.
-STEP_WIDTH = 62
+STEP_WIDTH = 68
 
 
 class Show:

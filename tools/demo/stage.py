@@ -80,6 +80,12 @@ class Stage:
                 await process.wait()
         return process.returncode or 0, output.decode(errors="replace").strip()
 
+    async def task_took_ms(self, task_id: str) -> int:
+        """From the acceptance of a final task to its end, by the engine's clock. Raises: WireError."""
+        async with Client(f"unix:{self.socket}", timeout_s=ASK_S) as client:
+            status = await client.get(task_id)
+        return status.updated - status.created
+
     def refreshctl_command(self, *words: str) -> list[str]:
         return [*program("refreshctl"), "--socket", str(self.socket), *words]
 

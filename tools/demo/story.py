@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from tools.demo.http1 import HttpError
 from tools.demo.show import Show
 from tools.demo.stage import SITE, Stage
+from wire.errors import WireError
 
 NEWS = "/news.html"
 #: Targets that a cache must not rewrite: the escapes in it are part of its key.
@@ -65,14 +66,14 @@ class Story:
         return ["the origin has: edition 2", await self._visit(NEWS, b"edition 1\n", asks_origin=False)]
 
     async def _refresh(self) -> Details:
-        return await self._submit("--type", "url", url(NEWS))
+        return await self._submit("news-2", url(NEWS))
 
     async def _new_page(self) -> Details:
         return [await self._visit(NEWS, b"edition 2\n", asks_origin=True)]
 
     async def _prefetch(self) -> Details:
         self._stage.origin.objects[OFFER.encode()] = b"half price\n"
-        details = await self._submit("--type", "prefetch", url(OFFER))
+        details = await self._submit("offer-1", "--type", "prefetch", url(OFFER))
         if self._stage.origin.visits[OFFER.encode()] != 1:
             raise StepFailed(f"{self._stage.origin.visits[OFFER.encode()]} visits at the origin", "one")
         return details
@@ -80,17 +81,21 @@ class Story:
     async def _first_is_hit(self) -> Details:
         return [await self._visit(OFFER, b"half price\n", asks_origin=False)]
 
-    async def _submit(self, *words: str) -> Details:
+    async def _submit(self, task_id: str, *words: str) -> Details:
         """Post a task with refreshctl and wait for its end; gives the command and its last words."""
-        words = ("submit", "--wait", *words)
+        words = ("submit", "--wait", "--id", task_id, *words)
         command = shlex.join(self._stage.refreshctl_command(*words))
         try:
             code, output = await self._stage.refreshctl(*words, timeout_s=TASK_S)
+            if code != 0:
+                raise StepFailed(f"exit code {code} of `{command}`: {output or '(nothing)'}", "exit code 0")
+            took_ms = await self._stage.task_took_ms(task_id)
         except TimeoutError:
             raise StepFailed(f"no end of `{command}` within {TASK_S:.0f} s", "exit code 0") from None
-        if code != 0:
-            raise StepFailed(f"exit code {code} of `{command}`: {output or '(nothing)'}", "exit code 0")
-        return [f"$ {command}", *output.splitlines()[-3:]]
+        except WireError as error:
+            raise StepFailed(f"no answer about {task_id}: {error}", "its state") from error
+        took = f"accepted to complete: {took_ms} ms; the rest is refreshctl starting"
+        return [f"$ {command}", *output.splitlines()[-3:], took]
 
     async def _visit(self, target: str, body: bytes, *, asks_origin: bool) -> str:
         """Ask the cache for TARGET as a visitor; one line of what was seen. The origin's own count of visits

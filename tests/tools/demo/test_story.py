@@ -26,7 +26,11 @@ class PlayedStage(Stage):
 
     async def refreshctl(self, *words: str, timeout_s: float) -> tuple[int, str]:
         async with asyncio.timeout(timeout_s):
-            return await self.act(self, words[words.index("--type") + 1], words[-1])
+            type_ = "prefetch" if "prefetch" in words else "url"
+            return await self.act(self, type_, words[-1])
+
+    async def task_took_ms(self, task_id: str) -> int:
+        return 3
 
 
 async def honest(stage: Stage, type_: str, url: str) -> tuple[int, str]:
@@ -81,7 +85,7 @@ def test_it_holds_where_the_work_is_done() -> None:
     assert printed.count("✓") == 7
     assert "✗" not in printed
     assert "\x1b" not in printed
-    assert "submit --wait --type url http://www.example.com/news.html" in printed
+    assert "submit --wait --id news-2 http://www.example.com/news.html" in printed
 
 
 @pytest.mark.parametrize(
