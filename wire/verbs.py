@@ -169,7 +169,7 @@ _TABLE = (
         _ADMINS,
         (),
         "lists the fleet",
-        "+ proxy=P group=G layer=L online=0|1 links=N credit=N outstanding=N waiting=N seen=MS",
+        "+ proxy=P group=G layer=L listed=0|1 online=0|1 links=N credit=N outstanding=N waiting=N [seen=MS]",
         listing=True,
     ),
     Verb(

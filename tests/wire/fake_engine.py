@@ -199,8 +199,8 @@ class FakeEngine:
         return listing(
             [
                 {
-                    "proxy": "pop1", "group": "eu", "layer": 0, "online": 1, "links": 2, "credit": 100,
-                    "outstanding": 0, "waiting": 0, "seen": 1795250000123,
+                    "proxy": "pop1", "group": "eu", "layer": 0, "listed": 0, "online": 1, "links": 2, "credit": 100,
+                    "outstanding": 0, "waiting": 0, "seen": 1500,
                 }
             ]
         )  # fmt: skip

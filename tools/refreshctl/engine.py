@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.refreshctl.context import Context
 from tools.refreshctl.exits import Exit
-from tools.refreshctl.tables import ago, mebibytes, pairs, table, when
+from tools.refreshctl.tables import mebibytes, pairs, span, table, when
 from wire.answers import read_value
 
 
@@ -49,19 +49,16 @@ async def proxies(context: Context) -> Exit:
         context.show({"forgotten": name}, f"{name} is forgotten; new tasks do not wait for it\n")
         return Exit.OK
     rows = await _rows(context, "list_proxies")
-    now_ms = time.time() * 1000
-    shown = [_readable(row, now_ms) for row in rows]
+    shown = [_readable(row) for row in rows]
     context.show({"proxies": rows}, table(_columns(rows), shown) if rows else "no proxies\n")
     return Exit.OK
 
 
-def _readable(row: dict[str, Any], now_ms: float) -> dict[str, Any]:
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    """Flags as words, and how long ago the proxy was heard; `seen` is missing if it never was."""
     seen = row.get("seen")
-    online = {1: "yes", 0: "no"}.get(row.get("online", -1), row.get("online"))
-    return row | {
-        "online": online,
-        "seen": f"{ago(seen, now_ms)} ago" if isinstance(seen, int) and seen else "never",
-    }
+    flags = {key: "yes" if row[key] else "no" for key in ("listed", "online") if key in row}
+    return row | flags | {"seen": f"{span(seen)} ago" if isinstance(seen, int) else "never"}
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

@@ -47,11 +47,9 @@ def when(unix_ms: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_ms / 1000)) if unix_ms else "-"
 
 
-def ago(unix_ms: int, now_ms: float) -> str:
-    """How long ago, in the largest unit that fits."""
-    if not unix_ms:
-        return "-"
-    seconds = max(0, int((now_ms - unix_ms) / 1000))
+def span(ms: float) -> str:
+    """A length of time, in the largest unit that fits."""
+    seconds = max(0, int(ms / 1000))
     for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= size:
             return f"{seconds // size}{unit}"

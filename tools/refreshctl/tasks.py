@@ -9,7 +9,7 @@ from tools.refreshctl.context import Context
 from tools.refreshctl.documents import document, error_document
 from tools.refreshctl.exits import Exit, code_of, explain, usage
 from tools.refreshctl.progress import bar
-from tools.refreshctl.tables import ago, count, pairs, table, when
+from tools.refreshctl.tables import count, pairs, span, table, when
 from tools.refreshctl.times import seconds
 from tools.refreshctl.waiting import Waiter, code_of_end, merge
 from wire.errors import WireError
@@ -71,7 +71,7 @@ async def list_(context: Context) -> Exit:
         tasks = [status async for status in listed]
     rows = [document(status) for status in tasks]
     now_ms = time.time() * 1000
-    shown = [row | {"created": f"{ago(row['created'], now_ms)} ago"} for row in rows]
+    shown = [row | {"created": f"{span(now_ms - row['created'])} ago"} for row in rows]
     columns = ["task_id", "type", "state", "total", "done", "failed", "created"]
     text = table(columns, shown) if rows else "no tasks\n"
     if len(rows) == args.limit and not context.json:
