@@ -1,13 +1,4 @@
-"""The command `refreshd`: reads the configuration, then is the master.
-
-Exit codes:
-    0   stopped as asked, or --check found nothing wrong
-    2   the command line is wrong
-    3   a worker could not start
-    70  a fault of the master itself (logged)
-    71  the engine cannot start here: address or data folder in use, no permission
-    78  the configuration is wrong
-"""
+"""The command `refreshd`: reads the configuration, then is the master."""
 
 from __future__ import annotations
 
@@ -23,10 +14,19 @@ from refreshd.errors import BootError, ConfigError
 from refreshd.master.master import Master, WorkerBootFailed
 
 EXIT_OK = 0
+EXIT_USAGE = 2
 EXIT_WORKER = 3
 EXIT_FAULT = 70
 EXIT_BOOT = 71
 EXIT_CONFIG = 78
+EXITS = {
+    EXIT_OK: "stopped as asked, or --check found nothing wrong",
+    EXIT_USAGE: "the command line is wrong",
+    EXIT_WORKER: "a worker could not start",
+    EXIT_FAULT: "a fault of the master itself, which is logged",
+    EXIT_BOOT: "the engine cannot start here: address or data folder in use, no permission",
+    EXIT_CONFIG: "the configuration is wrong",
+}
 
 CONFIG_FILE_MAX_BYTES = 4 * 1024 * 1024
 SECRET_MAX_BYTES = 4096
@@ -48,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    exits = "\n".join(f"  {code:<3} {meaning}" for code, meaning in EXITS.items())
     parser = argparse.ArgumentParser(
         prog="refreshd",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="The engine: takes refresh and prefetch tasks and sees to it that every cache does them.",
-        epilog="Signals: TERM stops gracefully, INT fast. Settings: docs/configuration.md.",
+        epilog="Signals: TERM stops gracefully, INT fast. Settings: docs/configuration.md.\n"
+        f"Exit codes:\n{exits}",
     )
     parser.add_argument("--config", metavar="FILE", help="refreshd.toml; without it all defaults hold")
     parser.add_argument("--check", action="store_true", help="say what is wrong with FILE, and touch nothing")

@@ -255,7 +255,7 @@ _HEAD = """\
 
 `refreshd --config FILE` reads one TOML file; without it, all defaults hold. `refreshd --config FILE --check`
 says what is wrong, each fault with its line, and touches nothing. A key or section that is not listed here is
-a fault.
+a fault. `refreshd.example.toml` beside this page is a file to start from.
 
 Paths are relative to the folder the engine is started in. In paths and URLs, `${NAME}` stands for the
 environment variable NAME, so `secret_file = "${CREDENTIALS_DIRECTORY}/acme"` reads a credential that systemd

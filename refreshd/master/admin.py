@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from refreshd import logs
 from refreshd.master.admin_session import AdminSession, Ask, Bad, HandOver
 from refreshd.master.loop import READ, WRITE, Loop
 from wire.errors import Refused
@@ -32,6 +33,8 @@ _ACCEPTS_A_TURN = 16
 # After the descriptors were used up: the listener would be ready all the time.
 _ACCEPT_PAUSE_S = 0.5
 _CREDENTIALS = struct.Struct("3i")
+
+log = logs.get()
 
 
 class Backend(Protocol):
@@ -159,6 +162,10 @@ class _Connection:
                 self._read()
             self._work()
         except OSError:
+            self.close()
+        except Exception:
+            # A fault of ours in serving one operator must not end the engine.
+            log.exception("admin connection closed", peer=self._peer)
             self.close()
 
     def _read(self) -> None:

@@ -41,10 +41,7 @@ class Child:
         self.cpu_pct = 0.0
         self.mem_bytes = 0
         self._process = process
-        try:
-            self._usage: psutil.Process | None = psutil.Process(process.pid)
-        except psutil.Error:
-            self._usage = None
+        self._usage: psutil.Process | None = None
         self.measure()
 
     def __repr__(self) -> str:
@@ -62,14 +59,14 @@ class Child:
 
     def measure(self) -> None:
         """Notes memory now, and CPU since the last call."""
-        if self._usage is None:
-            return
         try:
+            self._usage = self._usage or psutil.Process(self.pid)
             with self._usage.oneshot():
                 self.cpu_pct = self._usage.cpu_percent(None)
                 self.mem_bytes = self._usage.memory_info().rss
-        except psutil.Error:
-            self._usage = None
+        except (psutil.Error, OSError):
+            # It has just ended, or /proc cannot be opened for lack of descriptors; the old figures stand.
+            pass
 
     def kill(self) -> None:
         """Ends the process; `poll` tells when it is gone."""

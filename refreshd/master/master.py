@@ -349,7 +349,8 @@ class Master:
 
     def _on_signals(self, _: int) -> None:
         for number in dict.fromkeys(self._signals.take()):
-            self._on_signal[signal.Signals(number)]()
+            if handler := self._on_signal.get(signal.Signals(number)):
+                handler()
 
     def _on_term(self) -> None:
         if self._supervisor.phase in (Phase.BOOTING, Phase.UP):

@@ -22,12 +22,12 @@ def test_every_setting_is_in_the_reference_with_its_range() -> None:
 
 
 def test_the_example_says_the_defaults() -> None:
-    text = (ROOT / "refreshd.example.toml").read_text()
+    text = (ROOT / "docs/refreshd.example.toml").read_text()
     assert parse(text) == parse("")
 
 
 def test_all_of_the_example_is_valid() -> None:
-    lines = (ROOT / "refreshd.example.toml").read_text().splitlines()
+    lines = (ROOT / "docs/refreshd.example.toml").read_text().splitlines()
     text = "\n".join(line.removeprefix("#: ") for line in lines)
     config = parse(text, {"CREDENTIALS_DIRECTORY": "/run/c"})
     assert len(config.keys) == 1

@@ -20,7 +20,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_check_says_ok_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--check"]) == 0
-    Path("c.toml").write_text((ROOT / "refreshd.example.toml").read_text())
+    Path("c.toml").write_text((ROOT / "docs/refreshd.example.toml").read_text())
     assert command.main(["--config", "c.toml", "--check"]) == 0
     assert capsys.readouterr().out == "ok\nok\n"
     assert os.listdir(tmp_path) == ["c.toml"]

@@ -287,6 +287,16 @@ def test_when_descriptors_are_used_up_it_pauses_and_comes_back(
         assert master.read(client, master.reply) == master.reply
 
 
+def test_a_fault_in_answering_ends_that_connection_only(master: Master) -> None:
+    with master.connect() as client, master.connect() as other:
+        master.reply = None  # type: ignore[assignment]
+        client.send(b"ping\n")
+        assert master.read(client, b"") == b""
+        master.reply = b"ok\n"
+        other.send(b"ping\n")
+        assert master.read(other, b"ok\n") == b"ok\n"
+
+
 def test_the_socket_file_goes_with_it(tmp_path: Path) -> None:
     master = Master(tmp_path)
     assert os.stat(master.path).st_mode & 0o777 == 0o600

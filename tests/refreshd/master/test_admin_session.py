@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from refreshd.master.admin_session import (
     HELD_MAX_BYTES,
@@ -13,6 +15,7 @@ from refreshd.master.admin_session import (
     Bad,
     HandOver,
 )
+from wire.lines import format_refused
 from wire.verbs import VERBS, Role
 
 # What comes, what the master answers ("verb" or "!code"), and what a worker gets.
@@ -77,6 +80,28 @@ def test_whole_or_in_pieces(data: bytes, answers: list[str], rest: bytes | None,
             else:
                 heard.append(word)
     assert (heard, handed) == (answers, rest)
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"ping", b"list_workers", b" ", b"x=", b"\n", b"\r\n", b"\\s", b"--"]) | st.binary()
+    )
+)
+def test_any_bytes_mean_the_same_whole_and_byte_by_byte(pieces: list[bytes]) -> None:
+    data = b"".join(pieces)
+    heard: list[list[str]] = [[], []]
+    for session_heard, size in zip(heard, (1 << 20, 1), strict=True):
+        session = AdminSession()
+        for start in range(0, len(data), size):
+            session.feed(data[start : start + size])
+            while (event := session.next_event()) not in (None, HandOver()):
+                if isinstance(event, Bad):
+                    assert format_refused(event.refused).startswith(b"err code=bad_line msg=")
+                session_heard.append(type(event).__name__)
+            if event is not None:
+                session_heard.append(f"hand over before {(session.take_rest() + data[start + size :]).hex()}")
+                break
+    assert heard[0] == heard[1]
 
 
 def test_the_masters_verbs_are_in_the_table() -> None:
