@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import TextIO
@@ -16,6 +17,8 @@ class Show:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="replace")  # a terminal that knows no check mark gets a "?"
         self._colours = self._stream.isatty() and not os.environ.get("NO_COLOR")
 
     def line(self, text: str = "", style: str = "") -> None:
