@@ -50,15 +50,15 @@ async def proxies(context: Context) -> Exit:
         return Exit.OK
     rows = await _rows(context, "list_proxies")
     shown = [_readable(row) for row in rows]
-    context.show({"proxies": rows}, table(_columns(rows), shown) if rows else "no proxies\n")
+    context.show({"proxies": rows}, table(_columns(shown), shown) if rows else "no proxies\n")
     return Exit.OK
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
-    """Flags as words, and how long ago the proxy was heard; `seen` is missing if it never was."""
+    """Flags as words, and how long ago the proxy was heard; only of one that is connected."""
     seen = row.get("seen")
     flags = {key: "yes" if row[key] else "no" for key in ("listed", "online") if key in row}
-    return row | flags | {"seen": f"{span(seen)} ago" if isinstance(seen, int) else "never"}
+    return row | flags | {"seen": f"{span(seen)} ago" if isinstance(seen, int) else None}
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

@@ -35,7 +35,6 @@ def usage(message: str) -> Failure:
 
 _NEXT_STEPS = {
     "not_found": "see `refreshctl list` and `refreshctl proxies`",
-    "conflict": "choose another --id",
     "limited": "try again later",
     "busy": "try again later, or look at `refreshctl stats`",
     "draining": "the engine is stopping; try again in a moment",

@@ -11,7 +11,7 @@ Cell = str | int | float | None
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> str:
     """Rows under a header line; numbers stand to the right, columns two spaces apart."""
     cells = [[printable(row.get(column)) for column in columns] for row in rows]
-    right = [all(isinstance(row.get(column), int | float) for row in rows) for column in columns]
+    right = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
     widths = [
         max([len(column), *(len(line[place]) for line in cells)]) for place, column in enumerate(columns)
     ]
