@@ -120,7 +120,9 @@ def receive(sock: socket.socket) -> tuple[Message, list[int], bytes] | None:
     Raises: BlockingIOError when nothing is there; msgspec.DecodeError for a
     message of another version (its descriptors are closed).
     """
-    packet, ancillary, _, _ = sock.recvmsg(PACKET_MAX_BYTES, socket.CMSG_SPACE(_FDS_MAX * _INT))
+    packet, ancillary, _, _ = sock.recvmsg(
+        PACKET_MAX_BYTES, socket.CMSG_SPACE(_FDS_MAX * _INT), socket.MSG_CMSG_CLOEXEC
+    )
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -16,7 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("wire", "refreshd", "proxyd", "tools")
 PURE = tuple(
     f"refreshd.{name}"
-    for name in ("config", "errors", "task", "shard", "fleet", "timers", "limits", "fanout")
+    for name in (
+        "config",
+        "settings",
+        "toml_lines",
+        "errors",
+        "task",
+        "shard",
+        "fleet",
+        "timers",
+        "limits",
+        "fanout",
+        "rates",
+    )
 )
 
 

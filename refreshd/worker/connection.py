@@ -45,7 +45,7 @@ WRITE_PATIENCE_S = 60.0
 class Connection(asyncio.Protocol):
     """One connection. Owner of its turns, wire of its link."""
 
-    def __init__(self, hub: Hub, number: int, *, admin: bool = False) -> None:
+    def __init__(self, hub: Hub, number: int, *, admin: bool = False, unread: bytes = b"") -> None:
         self.hub = hub
         self.number = number
         self.caller = Caller(
@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._unzip: Decompressor | None = None
         self._line_since = 0.0
         self._full_since = 0.0
+        self._unread = unread
 
     # ── the transport's side ──────────────────────────────────────────────────────────────
 
@@ -81,6 +82,10 @@ class Connection(asyncio.Protocol):
         self.transport = transport = cast("asyncio.Transport", transport)
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self.hub.connected(self)
+        if self._unread:
+            # Before anything else, the end of the stream included, is heard of the peer.
+            unread, self._unread = self._unread, b""
+            self.data_received(unread)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None

@@ -114,15 +114,12 @@ class Handing:
     async def _serve(self, fd: int, admin: bool, rest: bytes) -> None:
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        connection = self._hub.new_connection(admin=admin)
+        connection = self._hub.new_connection(admin=admin, unread=rest)
         try:
             await self._hub.loop.connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
             log.info("a connection was gone before it was served", error=str(error))
             sock.close()
-            return
-        if rest:
-            connection.data_received(rest)
 
     # ── handing on ────────────────────────────────────────────────────────────────────────
 
@@ -143,7 +140,8 @@ class Handing:
     def _on_packet(self, slot: int, packets: socket.socket) -> None:
         try:
             received = control.receive(packets)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionResetError):
+            # A sibling that died with packets of ours unread: its last ones come after the reset.
             return
         except msgspec.DecodeError as error:
             log.error("a sibling of another version hands something on", slot=slot, error=str(error))

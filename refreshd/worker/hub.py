@@ -177,10 +177,10 @@ class Hub:
 
     # ── connections ───────────────────────────────────────────────────────────────────────
 
-    def new_connection(self, *, admin: bool) -> Connection:
-        """A connection that is not served yet."""
+    def new_connection(self, *, admin: bool, unread: bytes) -> Connection:
+        """A connection that is not served yet; `unread` was read from it elsewhere."""
         self._numbers += 1
-        return Connection(self, self._numbers, admin=admin)
+        return Connection(self, self._numbers, admin=admin, unread=unread)
 
     def connected(self, connection: Connection) -> None:
         """A connection is served from now on."""

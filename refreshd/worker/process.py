@@ -176,8 +176,9 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("slot", "control-fd", "listen-fd", "scoreboard-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
     args = parser.parse_args(argv)
-    # Ctrl-C reaches the whole group; the master says what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # These reach the whole group from a terminal or an operator; the master says what they mean.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     gc.disable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     process = Process(

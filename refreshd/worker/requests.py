@@ -114,7 +114,9 @@ class Requests:
         """Any line, strictly parsed."""
         line = parse(raw)
         verb = VERBS.get(line.verb)
-        if verb is None or line.verb == "list_workers":
+        if line.verb == "list_workers":
+            raise Refused("denied", "list_workers is the master's: send it first on a connection of its own")
+        if verb is None:
             raise Refused("unknown_verb", f"{line.verb[:40]}; wanted one of {', '.join(sorted(_OFFERED))}")
         if line.verb == "hello":
             raise BadLine("hello is the first request of a connection or is left out")
