@@ -28,7 +28,7 @@ LISTED_MAX = 20
 async def submit(context: Context) -> Exit:
     """Submits; the exit code tells of posting, and under --wait of the ends."""
     args = context.args
-    timeout_s = seconds(args.timeout, "--timeout") if args.timeout else None
+    timeout_s = seconds(args.timeout, "--timeout") if args.timeout is not None else None
     tasks = make_tasks(args, time.time())
     async with context.client() as client:
         outcomes = await _post(client, tasks)
@@ -59,8 +59,8 @@ def _head(args: Any, now_s: float) -> TaskHead:
     head = TaskHead(
         args.type,
         scope=tuple(sorted(set(args.scope.split(",")))) if args.scope is not None else None,
-        due=unix_seconds(args.due, now_s) if args.due else None,
-        ttl_s=seconds(args.ttl, "--ttl") if args.ttl else DEFAULT_TTL_S,
+        due=unix_seconds(args.due, now_s) if args.due is not None else None,
+        ttl_s=seconds(args.ttl, "--ttl") if args.ttl is not None else DEFAULT_TTL_S,
         priority=DEFAULT_PRIORITY if args.priority is None else args.priority,
         callback=args.callback,
         force=args.force,

@@ -43,7 +43,8 @@ async def show(context: Context) -> Exit:
 async def wait(context: Context) -> Exit:
     """Waits; the exit code tells how the tasks ended."""
     ids = list(dict.fromkeys(_task_id(text) for text in context.args.ids))
-    timeout_s = seconds(context.args.timeout, "--timeout") if context.args.timeout else None
+    timeout = context.args.timeout
+    timeout_s = seconds(timeout, "--timeout") if timeout is not None else None
     async with context.client() as client:
         with bar("waiting", 0) as tell:
             ends = await Waiter(client, ids, timeout_s, tell).run()

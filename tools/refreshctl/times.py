@@ -23,8 +23,9 @@ def unix_seconds(text: str, now_s: float) -> int:
     """`+5m`, Unix seconds, or an ISO date and time (local without a zone). Raises: Failure."""
     if text.startswith("+"):
         return int(now_s) + seconds(text[1:], "--due")
-    if text.isascii() and text.isdecimal() and len(text) <= 12:
-        return int(text)
+    if text.isascii() and text.isdecimal():
+        # Also what is far too large: an engine's limit says so better than a date of 13 digits.
+        return int(text[:18])
     try:
         return int(datetime.datetime.fromisoformat(text).timestamp())
     except (ValueError, OverflowError, OSError):
