@@ -40,6 +40,12 @@ class ShardMap:
         """The lanes in which this worker's shards lie."""
         return sorted({self.lane_by_shard[shard] for shard in self.owned})
 
+    def sharers(self, lane: int) -> list[int]:
+        """The workers that write a lane; more than one where there are more workers than lanes."""
+        return sorted(
+            {self.owner_by_shard[shard] for shard in range(SHARDS) if self.lane_by_shard[shard] == lane}
+        )
+
 
 # A serial is a 63-bit number: 42 bits of Unix milliseconds, 6 of the worker's
 # slot, 15 of sequence. It orders tasks by acceptance over all workers, tells

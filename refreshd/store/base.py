@@ -109,7 +109,7 @@ class Reader(Protocol):
         """Every plan, as text by number."""
 
     def last_serial(self) -> int:
-        """The largest serial in the lane, 0 if it is empty."""
+        """The largest serial that the lane knows of, 0 if it is new. Later ones must be larger."""
 
     def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
         """(serial, plan number, body) of the tasks without a result, by serial."""

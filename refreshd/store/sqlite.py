@@ -70,11 +70,20 @@ def _connect(path: Path) -> sqlite3.Connection:
 class SqliteLane:
     """Writes one lane. Used by one thread at a time."""
 
-    def __init__(self, path: Path, retention_s: float, now_ms: Callable[[], int] | None = None) -> None:
-        """Opens the file and brings its schema up to date.
+    def __init__(
+        self,
+        path: Path,
+        retention_s: float,
+        now_ms: Callable[[], int] | None = None,
+        *,
+        slot: int = 0,
+        sharers: Sequence[int] = (0,),
+    ) -> None:
+        """Opens the file and brings its schema up to date; `slot` is one of the `sharers` that write it.
 
         Raises: StoreUnavailable, StoreDamaged, StoreFailed.
         """
+        self._low_key = _low_key(slot, sharers)
         self._retention_ms = int(retention_s * 1000)
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self._plans_kept: set[int] = set()
@@ -155,7 +164,7 @@ class SqliteLane:
     def _write_low(self, low: int) -> None:
         low = min(low, self._pending.smallest_serial(low))
         if low > self._low:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('low', ?)", (low,))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (self._low_key, low))
             self._low = low
 
     def _roll_back(self) -> None:
@@ -231,9 +240,22 @@ class SqliteLane:
             self._db.close()
 
 
+def _low_key(slot: int, sharers: Sequence[int]) -> str:
+    return f"low {slot} of {','.join(map(str, sharers))}"
+
+
 def _low(db: sqlite3.Connection) -> int:
-    row = db.execute("SELECT value FROM meta WHERE key='low'").fetchone()
-    return int(row[0]) if row else 0
+    """All tasks of the lane with smaller serials are finished: what every sharer said, of any time.
+
+    What was true when there were other sharers stays true, so the largest counts.
+    """
+    said = dict(db.execute("SELECT key, value FROM meta WHERE key LIKE 'low %'").fetchall())
+    groups = {key.partition(" of ")[2] for key in said}
+    lows = []
+    for group in groups:
+        slots = [int(slot) for slot in group.split(",")]
+        lows.append(min(said.get(_low_key(slot, slots), 0) for slot in slots))
+    return max(lows, default=0)
 
 
 def _migrate(db: sqlite3.Connection) -> None:
@@ -294,8 +316,9 @@ class SqliteReader:
 
     def last_serial(self) -> int:
         """See `base.Reader`."""
-        rows = self._rows("SELECT max(serial) FROM task")
-        return int(rows[0][0] or 0)
+        # `low` too: it may be later than any task, and a task must not come to lie below it.
+        rows = self._rows("SELECT max(serial) FROM task UNION SELECT max(value) FROM meta")
+        return max(int(row[0] or 0) for row in rows)
 
     def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
         """See `base.Reader`."""

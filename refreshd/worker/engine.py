@@ -29,7 +29,7 @@ from refreshd.worker.saver import SaveBatch, Saver
 from refreshd.worker.turns import Turn
 from wire.errors import Refused
 from wire.fields import is_one_plain_url
-from wire.heads import HeadTable
+from wire.heads import HeadTable, split_targets
 from wire.lines import Line, format_refused, parse
 from wire.tasks import check_targets
 
@@ -108,6 +108,8 @@ class Engine:
         """Lane → saver."""
         self.logs: set[Log] = set()
         self._encoded = EncodedSegments()
+        self._rows_max = config.engine.saver_queue_max
+        self._tasks_max = config.engine.tasks_max
         self._listener = listener
         self._heads: HeadTable[Terms] = HeadTable("post_task", read_terms)
         self._layers: dict[tuple[str, ...] | None, Layer] = {}
@@ -131,7 +133,7 @@ class Engine:
             if terms.is_plain_url and is_one_plain_url(targets):
                 count = 1
             else:
-                items = targets.decode("ascii").split(" ")
+                items = split_targets(targets)
                 check_targets(terms.type, items)
                 count = len(items)
         if key is not None and self._domains.get(key):
@@ -143,7 +145,8 @@ class Engine:
         layer = self._layers.get(terms.scope) or self._plan(terms)
         saver = self.savers[self.shards.lane_by_shard[crc32(task_id) & 63]]
         batch = saver.batch
-        self._check_room(saver)
+        if self.draining or len(batch.tasks) >= self._rows_max or len(self.tasks) >= self._tasks_max:
+            raise self._no_room(saver)
         now_ms = self.clock.wall_ms
         task = Task(task_id, raw, terms, count, layer, self.serials.next(now_ms), now_ms)
         self.tasks[task_id] = task
@@ -172,16 +175,15 @@ class Engine:
                     "denied", f"key {key} may not touch {host}; its domains are {', '.join(domains)}"
                 )
 
-    def _check_room(self, saver: Saver) -> None:
-        """Raises: Refused, where another task must not be taken in."""
+    def _no_room(self, saver: Saver) -> Refused:
+        """Why another task must not be taken in."""
         if self.draining:
-            raise Refused("draining", "this engine takes no new tasks now", retry_ms=DRAIN_RETRY_MS)
-        if len(saver.batch.tasks) >= self.config.engine.saver_queue_max:
-            if saver.last_error is not None:
-                raise _unavailable(saver.last_error)
-            raise Refused("busy", "too many tasks wait for the store", retry_ms=BUSY_RETRY_MS)
-        if len(self.tasks) >= self.config.engine.tasks_max:
-            raise Refused("busy", f"{len(self.tasks)} tasks are unfinished; engine.tasks_max", retry_ms=5000)
+            return Refused("draining", "this engine takes no new tasks now", retry_ms=DRAIN_RETRY_MS)
+        if len(self.tasks) >= self._tasks_max:
+            return Refused("busy", f"{len(self.tasks)} tasks are unfinished; engine.tasks_max", retry_ms=5000)
+        if saver.last_error is not None:
+            return _unavailable(saver.last_error)
+        return Refused("busy", "too many tasks wait for the store", retry_ms=BUSY_RETRY_MS)
 
     def _plan(self, terms: Terms) -> Layer:
         layer = self.fleet.plan(terms.scope).layers[0]

@@ -96,7 +96,12 @@ class Hub:
         loads: list[Iterator[tuple[int, int, bytes, dict[int, Plan]]]] = []
         for number in self.shards.own_lanes():
             path = lane_path(data, number)
-            lane = SqliteLane(path, self.config.store.retention_s)
+            lane = SqliteLane(
+                path,
+                self.config.store.retention_s,
+                slot=self.shards.slot,
+                sharers=self.shards.sharers(number),
+            )
             lane.index_finished()
             reader = self._readers[number] = SqliteReader(path)
             for row in reader.proxies():
@@ -308,10 +313,10 @@ class Hub:
     # ── the store ─────────────────────────────────────────────────────────────────────────
 
     async def save_proxy(self, row: ProxyRow) -> None:
-        """Keeps a proxy that registered. Raises: Refused, `unavailable`."""
-        saver = next(iter(self.engine.savers.values()))
-        saver.batch.proxies.append(row)
-        await self._saved(saver)
+        """Keeps a proxy that registered, in every lane of this worker. Raises: Refused, `unavailable`."""
+        for saver in self.engine.savers.values():
+            saver.batch.proxies.append(row)
+            await self._saved(saver)
 
     async def forget_proxy(self, name: str) -> None:
         """Takes a proxy out of this worker's lanes. Raises: Refused, `unavailable`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple, Protocol
 
-from refreshd.fanout import Cursor, Log
+from refreshd.fanout import Cursor, Log, Segment
 
 PRIORITIES = 10
 # Targets that may be under way to one proxy through a sibling. A proxy that wants
@@ -84,6 +84,13 @@ class Link:
         self.cursors.clear()
         for waiting in self.waiting:
             waiting.clear()
+
+    def has_read(self, segment: Segment) -> int:
+        """Up to which place a segment's tasks were given to this link."""
+        cursor = self.cursors.get(segment.log)
+        if cursor is None or segment.number > cursor.segment.number:
+            return 0
+        return cursor.offset if segment is cursor.segment else len(segment.tasks)
 
     def next_cursor(self) -> Cursor | None:
         """The cursor to read from next: highest priority, then the oldest task."""

@@ -152,7 +152,9 @@ class Pusher:
             if link.outstanding + count > link.credit and (link.outstanding or not link.credit):
                 break
             push = relay.popleft()
-            link.outstanding += count
+            if push.task_id not in link.relayed:
+                # It can come again, when a sibling or a connection was replaced: it is outstanding once.
+                link.outstanding += count
             link.relayed[push.task_id] = (count, push.slot)
             lines.append(push.line)
         return b"".join(lines)

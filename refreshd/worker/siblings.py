@@ -78,6 +78,12 @@ class Siblings:
         views = [figures.proxies(self.hub), *(msgspec.json.decode(answer) for answer in answers)]
         return [_proxy_row(name, [view[name] for view in views if name in view]) for name in sorted(views[0])]
 
+    async def join(self, proxy: Proxy, deadline_s: float) -> None:
+        """Every sibling takes a proxy into the fleet. Raises: Refused; TimeoutError when one does not answer."""
+        fields: dict[str, Value] = {"name": proxy.name, "group": proxy.group, "layer": proxy.layer}
+        for answer in await self.hub.mesh.ask_all(format_line("mesh_join", fields)[:-1], deadline_s):
+            _checked(answer)
+
     async def use_nonce(self, key: str, nonce: str) -> None:
         """Marks a nonce as used, at the one worker that keeps it. Raises: Refused."""
         owner = self.hub.shards.owner(f"{key} {nonce}".encode())
@@ -124,7 +130,9 @@ class Siblings:
 
     async def _answer_join(self, line: Line) -> bytes:
         fields = line.fields
-        self.hub.proxies.join(Proxy(fields["name"], fields["group"], int(fields["layer"]), listed=False))
+        await self.hub.proxies.admit(
+            Proxy(fields["name"], fields["group"], int(fields["layer"]), listed=False)
+        )
         return b"ok"
 
     async def _answer_forget(self, line: Line) -> bytes:

@@ -44,7 +44,8 @@ CREATE TABLE proxy (
     layer INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- low: every task with a smaller serial is finished, and is in `finished`.
+-- `low SLOT of SLOTS`: every task with a smaller serial that this one of the workers
+-- that share the lane owns is finished, and is in `finished`.
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
     value INTEGER NOT NULL
