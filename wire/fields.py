@@ -165,7 +165,7 @@ def _pattern_fault(target: str) -> str | None:
 
 
 def is_one_plain_url(targets: bytes) -> bool:
-    """Whether the targets of a *plain* line (`lines.is_plain`) are one that any url or prefetch task may have.
+    """Whether the targets of a *plain* line (`lines.is_plain`) are one that any url task may have.
 
     The hot path's shortcut; False only means: ask `target_fault`. What a plain line
     cannot hold need not be looked for again: 0.3 µs, where matching each byte of a
