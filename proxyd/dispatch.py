@@ -20,7 +20,7 @@ from proxyd.caches import CacheKind, Deed
 from proxyd.errors import BadTarget
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
-from proxyd.targets import split_target
+from proxyd.targets import split_directory, split_target
 from proxyd.tasks import Exchange, Share, Task, end_exchange
 from wire.tasks import PushHead
 
@@ -43,6 +43,7 @@ class Route(msgspec.Struct, frozen=True):
 
     steps: tuple[tuple[Deed, CacheClient], ...]
     refusal: str | None
+    split: Callable[[bytes], tuple[bytes, bytes]]
 
 
 def plan_route(task_type: str, caches: Iterable[Lanes]) -> Route:
@@ -56,7 +57,7 @@ def plan_route(task_type: str, caches: Iterable[Lanes]) -> Route:
         elif refusal is None:
             why = cache.kind.refused.get(task_type, "this agent does not know this type")
             refusal = f"cache {cache.name}: type={task_type} refused: {why}"
-    return Route(tuple(steps), refusal)
+    return Route(tuple(steps), refusal, split_directory if task_type == "dir" else split_target)
 
 
 class Dispatcher:
@@ -112,7 +113,7 @@ class Dispatcher:
         if total > 1:
             self._long[task_id] = task
         if len(route.steps) == 1 and route.refusal is None:
-            self._begin_single(task, route.steps[0], targets)
+            self._begin_single(task, route, targets)
         else:
             self._begin(task, route, targets)
         if self.open_targets > self._open_max and not self._held:
@@ -136,12 +137,13 @@ class Dispatcher:
                 task.home.owed -= 1
                 self._release(task.open)
 
-    def _begin_single(self, task: Task, step: tuple[Deed, CacheClient], targets: list[bytes]) -> None:
-        """The hot path: one cache. 2 µs a target of one-target tasks."""
-        deed, client = step
+    def _begin_single(self, task: Task, route: Route, targets: list[bytes]) -> None:
+        """The hot path: one cache."""
+        deed, client = route.steps[0]
+        split = route.split
         for target in targets:
             try:
-                host, path = split_target(target)
+                host, path = split(target)
             except BadTarget as error:
                 self._end_target(task, target, str(error))
                 continue
@@ -154,7 +156,7 @@ class Dispatcher:
             return
         for target in targets:
             try:
-                host, path = split_target(target)
+                host, path = route.split(target)
             except BadTarget as error:
                 self._end_target(task, target, str(error))
                 continue

@@ -204,10 +204,12 @@ class CacheClient:
             self._note_trouble(f"no connection within {self.limits.connect_timeout_s:g} s", backoff=True)
         except OSError as error:
             self._note_trouble(f"cannot connect: {error.strerror or error}", backoff=True)
+        except asyncio.CancelledError:
+            self._closed = True
+            raise
         finally:
             self._connecting -= 1
-        if not self._closed:
-            self._pump()
+        self._pump()
 
     # What connections tell.
 

@@ -37,6 +37,13 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     return host, path if path[0] == 0x2F else b"/" + path
 
 
+def split_directory(target: bytes) -> tuple[bytes, bytes]:
+    """Like `split_target`, for a prefix that must end in `/`. Raises: BadTarget."""
+    if not target.endswith(b"/"):
+        raise BadTarget("a directory ends in /")
+    return split_target(target)
+
+
 def _explain(target: bytes) -> str:
     if len(target) > TARGET_MAX_BYTES:
         return f"{len(target)} bytes long; at most {TARGET_MAX_BYTES} reach a cache"

@@ -1,0 +1,357 @@
+"""The client against servers that behave, and against servers that do not."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from proxyd.caches import KINDS
+from proxyd.pipeline import CacheClient
+from tests.proxyd.rig import (
+    SHORT,
+    Scripted,
+    Visit,
+    make_exchange,
+    perform,
+    run,
+    split_address,
+    wait_until,
+)
+from tests.servers import Origin, Varnish
+
+PURGE = KINDS["varnish"].deeds["url"]
+GET = KINDS["varnish"].deeds["prefetch"]
+OK = b"HTTP/1.1 200 Purged\r\nContent-Length: 2\r\n\r\nok"
+
+
+def some(count: int, host: str = "h") -> list[bytes]:
+    return [f"http://{host}/{number}".encode() for number in range(count)]
+
+
+async def answer_all(visit: Visit) -> None:
+    while await visit.request():
+        await visit.send(OK)
+
+
+def test_each_exchange_is_told_once() -> None:
+    async def test() -> None:
+        async with Scripted(answer_all) as server:
+            told = await perform(server.address, PURGE, some(500))
+            assert set(map(tuple, told.values())) == {(None,)}
+            assert server.visits <= SHORT.connections
+            assert len(server.requests) == 500
+
+    run(test())
+
+
+def test_the_request_is_what_it_should_be() -> None:
+    async def test() -> None:
+        async with Scripted(answer_all) as server:
+            await perform(server.address, PURGE, [b"https://Ex.com:8443/a%2Fb/../c;d?x=%2f&&y=[1]"])
+            assert server.requests == [
+                b"PURGE /a%2Fb/../c;d?x=%2f&&y=[1] HTTP/1.1\r\nHost: Ex.com:8443\r\n\r\n"
+            ]
+
+    run(test())
+
+
+def test_depth_and_connections_are_bounded() -> None:
+    async def test() -> None:
+        async with Scripted(lambda visit: visit.forever()) as server:
+            client = CacheClient("c", *server.address, SHORT, lambda *_: None)
+            for target in some(100):
+                client.put(make_exchange(target, PURGE), 5)
+            await wait_until(lambda: client.in_flight == SHORT.connections * SHORT.depth)
+            assert client.waiting == 100 - client.in_flight
+            client.close()
+
+    run(test())
+
+
+def test_higher_priority_goes_first() -> None:
+    async def test() -> None:
+        async with Scripted(answer_all) as server:
+            ended: list[bytes] = []
+            limits = msgspec.structs.replace(SHORT, connections=1, depth=1)
+            client = CacheClient("c", *server.address, limits, lambda e, _: ended.append(e.target))
+            for number, priority in enumerate([1, 9, 5, 9, 0]):
+                client.put(make_exchange(b"http://h/%d" % number, PURGE), priority)
+            await wait_until(lambda: len(ended) == 5)
+            assert ended == [b"http://h/%d" % number for number in (1, 3, 2, 0, 4)]
+            client.close()
+
+    run(test())
+
+
+def test_a_stale_connection_costs_nobody_a_failure() -> None:
+    """A keep-alive connection that the server closes between requests, again and again."""
+
+    async def five_then_close(visit: Visit) -> None:
+        for _ in range(5):
+            if await visit.request():
+                await visit.send(OK)
+
+    async def test() -> None:
+        async with Scripted(five_then_close) as server:
+            told = await perform(server.address, PURGE, some(60))
+            assert set(map(tuple, told.values())) == {(None,)}
+            assert server.visits >= 12
+
+    run(test())
+
+
+def test_connection_close_is_respected() -> None:
+    async def one_then_close(visit: Visit) -> None:
+        await visit.request()
+        await visit.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    async def test() -> None:
+        async with Scripted(one_then_close) as server:
+            told = await perform(server.address, PURGE, some(20))
+            assert set(map(tuple, told.values())) == {(None,)}
+
+    run(test())
+
+
+def test_a_reset_amid_an_answer_is_done_again() -> None:
+    async def first_resets(visit: Visit) -> None:
+        await visit.request()
+        if visit.number == 1:
+            await visit.send(OK[:-1])
+            visit.reset()
+            return
+        await visit.send(OK)
+        await answer_all(visit)
+
+    async def test() -> None:
+        async with Scripted(first_resets) as server:
+            told = await perform(server.address, PURGE, some(1))
+            assert list(told.values()) == [[None]]
+            assert server.requests[0] == server.requests[1]
+
+    run(test())
+
+
+def test_only_the_one_that_spoils_it_fails() -> None:
+    """A request that makes the server reset every time: those beside it succeed."""
+
+    async def poisoned(visit: Visit) -> None:
+        while request := await visit.request():
+            if b"/7 " in request:
+                visit.reset()
+                return
+            await visit.send(OK)
+
+    async def test() -> None:
+        async with Scripted(poisoned) as server:
+            told = await perform(server.address, PURGE, some(30))
+            bad = {target: errors for target, errors in told.items() if errors != [None]}
+            assert list(bad) == [b"http://h/7"]
+            assert "cache c: the c" in str(bad[b"http://h/7"][0])
+
+    run(test())
+
+
+async def never(visit: Visit) -> None:
+    await visit.forever()
+
+
+async def garbage(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"220 mail.example ESMTP\r\n" * 10)
+    await visit.forever()
+
+
+async def unasked(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(OK * 20)
+    await visit.forever()
+
+
+async def giant_headers(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(1000):
+        await visit.send(b"X-Filler: " + b"x" * 1000 + b"\r\n")
+    await visit.forever()
+
+
+async def giant_body(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+    for _ in range(1000):
+        await visit.send(b"x" * 10_000)
+    await visit.forever()
+
+
+async def drip(visit: Visit) -> None:
+    await visit.request()
+    for byte in OK * 100:
+        await visit.send(bytes([byte]))
+        await asyncio.sleep(0.1)
+
+
+async def no_length(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\n\r\ncut?")
+
+
+async def switch(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n\0\0\0")
+    await visit.forever()
+
+
+async def hang_up(visit: Visit) -> None:
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (never, "no answer in time"),
+        (garbage, "not HTTP"),
+        (unasked, "not HTTP"),
+        (giant_headers, "too large"),
+        (giant_body, "too large"),
+        (drip, "no answer in time"),
+        (no_length, "closed the connection"),
+        (switch, "not HTTP"),
+        (hang_up, ""),
+    ],
+)
+def test_hostile_answers_fail_with_a_reason(script: object, reason: str) -> None:
+    async def test() -> None:
+        async with Scripted(script) as server:  # type: ignore[arg-type]
+            told = await perform(server.address, PURGE, some(3))
+            for errors in told.values():
+                assert len(errors) == 1
+                assert errors[0] is not None
+                assert errors[0].startswith("cache c: ")
+            assert reason in str(list(told.values())[0][0])
+
+    run(test())
+
+
+def test_nobody_there() -> None:
+    async def test() -> None:
+        async with Scripted(never) as server:
+            address = server.address
+        told = await perform(address, PURGE, some(5))
+        for errors in told.values():
+            assert errors == ["cache c: out of reach for 1 s: cannot connect: Connection refused"]
+
+    run(test())
+
+
+def test_a_cache_that_comes_back_in_time() -> None:
+    async def test() -> None:
+        async with Scripted(never) as server:
+            address = server.address
+        limits = msgspec.structs.replace(SHORT, patience_s=10)
+        told: list[str | None] = []
+        client = CacheClient("c", *address, limits, lambda _, error: told.append(error))
+        client.put(make_exchange(b"http://h/", PURGE), 5)
+        await wait_until(lambda: client._trouble_since is not None)
+        async with Scripted(answer_all, address):
+            await wait_until(lambda: told)
+            assert told == [None]
+            client.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (b"200", None),
+        (b"204", None),
+        (b"403", "cache c: PURGE was answered 403 (add this agent's address to the acl refreshd_purgers)"),
+        (b"503", "cache c: PURGE was answered 503"),
+    ],
+)
+def test_answers_are_judged(status: bytes, error: str | None) -> None:
+    async def answer(visit: Visit) -> None:
+        while await visit.request():
+            await visit.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 %b X\r\nContent-Length: 0\r\n\r\n" % status)
+
+    async def test() -> None:
+        async with Scripted(answer) as server:
+            assert list((await perform(server.address, PURGE, some(3))).values()) == [[error]] * 3
+
+    run(test())
+
+
+def test_what_expired_is_not_begun() -> None:
+    async def test() -> None:
+        async with Scripted(answer_all) as server:
+            told: list[tuple[bytes, str | None]] = []
+            client = CacheClient("c", *server.address, SHORT, lambda e, error: told.append((e.target, error)))
+            client.put(make_exchange(b"http://h/late", PURGE, expires_at=0.0), 9)
+            client.put(make_exchange(b"http://h/fine", PURGE), 1)
+            await wait_until(lambda: len(told) == 2)
+            assert told == [
+                (b"http://h/late", "its ttl ended before it was begun"),
+                (b"http://h/fine", None),
+            ]
+            assert len(server.requests) == 1
+            client.close()
+
+    run(test())
+
+
+def test_a_slow_body_is_no_silence_where_answers_are_streamed() -> None:
+    async def trickle(visit: Visit) -> None:
+        await visit.request()
+        await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            await visit.send(b"x")
+        await visit.forever()
+
+    async def test() -> None:
+        async with Scripted(trickle) as server:
+            limits = msgspec.structs.replace(SHORT, depth=1, streaming=True, answer_max_bytes=None)
+            assert (await perform(server.address, GET, some(1), limits))[b"http://h/0"] == [None]
+            capped = msgspec.structs.replace(limits, whole_timeout_s=0.3)
+            assert "in time" in str((await perform(server.address, GET, some(1), capped))[b"http://h/0"][0])
+
+    run(test())
+
+
+def test_close_tells_nothing_more() -> None:
+    async def test() -> None:
+        told: list[object] = []
+        async with Scripted(never) as server:
+            client = CacheClient("c", *server.address, SHORT, lambda *what: told.append(what))
+            client.put(make_exchange(b"http://h/", PURGE), 5)
+            await wait_until(lambda: client.in_flight)
+            client.close()
+            await asyncio.sleep(0)
+        assert told == []
+
+    run(test())
+
+
+@pytest.mark.needs("varnishd")
+def test_a_real_varnish_takes_a_pipeline(varnish: Varnish, origin: Origin, host: str) -> None:
+    fetching = msgspec.structs.replace(
+        SHORT, connections=4, depth=1, streaming=True, answer_max_bytes=None, answer_timeout_s=5
+    )
+    targets = some(300, host)
+    address = split_address(varnish.address)
+
+    def asked() -> set[int]:
+        return {origin.asked[host.encode(), b"/%d" % number] for number in range(300)}
+
+    async def test() -> None:
+        good = {target: [None] for target in targets}
+        assert await perform(address, GET, targets, fetching) == good
+        assert await perform(address, GET, targets, fetching) == good
+        assert asked() == {1}
+        assert await perform(address, PURGE, targets) == good
+        assert await perform(address, PURGE, targets) == good
+        assert await perform(address, GET, targets, fetching) == good
+        assert asked() == {2}
+
+    run(test())

@@ -1,0 +1,70 @@
+"""A private proxyd, run as the program it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.servers.process import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Agent(Server):
+    """`proxyd` for some engines ("HOST:PORT") and caches (name, kind, "HOST:PORT").
+
+    `more` is TOML that follows [agent], `settings` are lines in it. `log_lines` gives its log, parsed.
+    """
+
+    name = "proxyd"
+
+    def __init__(
+        self,
+        engines: Sequence[str],
+        caches: Sequence[tuple[str, str, str]],
+        *,
+        name: str = "pop1",
+        group: str = "default",
+        layer: int = 0,
+        settings: str = "",
+        more: str = "",
+        python: str = sys.executable,
+    ) -> None:
+        super().__init__()
+        self._python = python
+        self.config = f'[agent]\nname = "{name}"\ngroup = "{group}"\nlayer = {layer}\n'
+        self.config += f"engines = {json.dumps(list(engines))}\n{settings}\n{more}\n"
+        for cache, kind, address in caches:
+            self.config += f'[[cache]]\nname = "{cache}"\nkind = "{kind}"\naddress = "{address}"\n'
+
+    def _command(self) -> list[str]:
+        path = self.folder / "proxyd.toml"
+        path.write_text(self.config)
+        return [self._python, "-W", "error", "-m", "proxyd", "--config", str(path)]
+
+    def _environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+
+    def _is_ready(self) -> bool:
+        return '"agent started"' in self.log()
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """What it logged so far."""
+        text = (self.folder / "log").read_text()
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to the process."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def wait(self, timeout_s: float = 20.0) -> int:
+        """Waits until it has ended; returns its exit code."""
+        if self.process is None:
+            raise RuntimeError("not started")
+        return self.process.wait(timeout_s)

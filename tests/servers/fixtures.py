@@ -1,0 +1,42 @@
+"""Thin pytest fixtures over the classes beside this file; import them in a conftest.
+
+One server a test session: tests keep apart by using host names of their own (`host`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import Origin, TrafficServer, Varnish
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def origin() -> Iterator[Origin]:
+    """An origin for all."""
+    with Origin() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def varnish(origin: Origin) -> Iterator[Varnish]:
+    """A Varnish in front of `origin`; its users are marked needs("varnishd")."""
+    with Varnish(origin.address) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ats(origin: Origin) -> Iterator[TrafficServer]:
+    """A Traffic Server in front of `origin`; its users are marked needs("traffic_server")."""
+    with TrafficServer(origin.address) as server:
+        yield server
+
+
+@pytest.fixture
+def host() -> str:
+    """A host name that no other test uses: what it caches is its own."""
+    return f"site{next(_numbers)}.example"
