@@ -20,7 +20,7 @@ from refreshd.worker.turns import Turn
 from wire.errors import BadLine, Refused
 from wire.fields import bad_field, missing_field
 from wire.heads import is_id
-from wire.lines import Line, Value, format_line, parse
+from wire.lines import Line, format_line, parse
 from wire.sessions import Hello
 
 if TYPE_CHECKING:

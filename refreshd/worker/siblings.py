@@ -79,7 +79,7 @@ class Siblings:
         return [_proxy_row(name, [view[name] for view in views if name in view]) for name in sorted(views[0])]
 
     async def join(self, proxy: Proxy, deadline_s: float) -> None:
-        """Every sibling takes a proxy into the fleet. Raises: Refused; TimeoutError when one does not answer."""
+        """Every sibling takes a proxy into the fleet. Raises: Refused; TimeoutError where none answers."""
         fields: dict[str, Value] = {"name": proxy.name, "group": proxy.group, "layer": proxy.layer}
         for answer in await self.hub.mesh.ask_all(format_line("mesh_join", fields)[:-1], deadline_s):
             _checked(answer)
