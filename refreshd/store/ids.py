@@ -69,10 +69,11 @@ class PendingIds:
         """The serial of an id that waits."""
         return self._serials.get(task_id)
 
-    def drop(self, task_id: bytes) -> None:
-        """Forgets an id whose task is gone."""
-        if self._serials.pop(task_id, None) is not None:
-            self._buckets = [[e for e in bucket if e[1] != task_id] for bucket in self._buckets]
+    def drop(self, serials: set[int]) -> None:
+        """Forgets the entries of tasks that are gone."""
+        if not serials.isdisjoint(self._serials.values()):
+            self._buckets = [[e for e in bucket if e[2] not in serials] for bucket in self._buckets]
+            self._serials = {e[1]: e[2] for bucket in self._buckets for e in bucket}
 
     def smallest_serial(self, otherwise: int) -> int:
         """The smallest serial that waits."""

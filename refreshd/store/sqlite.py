@@ -36,7 +36,11 @@ CHECKPOINT_PAGES = 8_000
 # A quarter of this is what a lane's hot pages take at a million tasks.
 CACHE_KIB = 65_536
 # Finished tasks that are dropped at a time once they are older than the retention.
-DROP_ROWS = 500
+DROP_ROWS = 1024
+# The index of ids is swept in this many pieces, one each time something is dropped.
+_SWEEPS = 256
+# Results whose ids are looked after at a time when the index is brought up to date at start.
+_INDEX_ROWS = 32_768
 
 
 def _translated(error: sqlite3.Error) -> StoreError:
@@ -90,6 +94,8 @@ class SqliteLane:
         self._pending = PendingIds()
         self._low = 0
         self._drop_from = 0
+        self._sweeps_left = 0
+        self._sweep_at = 0
         try:
             self._db = _connect(path)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -108,7 +114,7 @@ class SqliteLane:
             tasks = [row for row in batch.tasks if row[1] not in known] if known else batch.tasks
             self._write(batch, tasks)
             due = self._pending.add(batch.finished)
-            self._insert("INSERT OR IGNORE INTO finished VALUES", due)
+            self._insert("INSERT OR REPLACE INTO finished VALUES", due)
             if batch.low:
                 self._write_low(batch.low)
             self._db.execute("COMMIT")
@@ -155,7 +161,10 @@ class SqliteLane:
             # Filled up to one size, so that one compiled statement serves.
             some += some[-1:] * (_CHUNKS[0] - len(some))
             marks = ",".join("?" * len(some))
-            query = f"SELECT id, serial FROM finished WHERE crc IN ({marks})"  # noqa: S608 (only marks)
+            # Joined: an id may outlive its task for a while, see _sweep_ids.
+            query = (
+                f"SELECT finished.id, serial FROM finished JOIN task USING (serial) WHERE crc IN ({marks})"  # noqa: S608 (marks)
+            )
             for task_id, serial in self._db.execute(query, some):
                 if task_id in wanted:
                     known[task_id] = serial
@@ -180,15 +189,18 @@ class SqliteLane:
         Raises: StoreUnavailable, StoreDamaged, StoreFailed.
         """
         try:
-            low = _low(self._db)
-            rows = self._db.execute(
-                "SELECT task.id, serial FROM result JOIN task USING (serial) WHERE serial >= ?", (low,)
-            ).fetchall()
-            entries = sorted((crc32(task_id), task_id, serial) for task_id, serial in rows)
-            self._db.execute("BEGIN IMMEDIATE")
-            self._insert("INSERT OR IGNORE INTO finished VALUES", entries)
-            self._db.execute("COMMIT")
-            self._any_finished = self._any_finished or bool(entries)
+            at = _low(self._db)
+            while rows := self._db.execute(
+                "SELECT task.id, serial FROM result JOIN task USING (serial)"
+                " WHERE serial >= ? ORDER BY serial LIMIT ?",
+                (at, _INDEX_ROWS),
+            ).fetchall():
+                entries = sorted((crc32(task_id), task_id, serial) for task_id, serial in rows)
+                self._db.execute("BEGIN IMMEDIATE")
+                self._insert("INSERT OR REPLACE INTO finished VALUES", entries)
+                self._db.execute("COMMIT")
+                self._any_finished = True
+                at = rows[-1][1] + 1
         except sqlite3.Error as error:
             self._roll_back()
             raise _translated(error) from error
@@ -207,30 +219,48 @@ class SqliteLane:
 
     def _drop_some(self) -> bool:
         before_ms = self._now_ms() - self._retention_ms
+        self._db.execute("BEGIN IMMEDIATE")
         rows = self._db.execute(
-            "SELECT serial, task.id FROM task JOIN result USING (serial)"
-            " WHERE serial >= ? AND serial < ? AND updated_ms < ? ORDER BY serial LIMIT ?",
+            "SELECT serial FROM result WHERE serial >= ? AND serial < ? AND updated_ms < ?"
+            " ORDER BY serial LIMIT ?",
             (self._drop_from, first_serial(before_ms), before_ms, DROP_ROWS),
         ).fetchall()
-        if not rows:
-            self._drop_from = 0
-            return False
-        self._db.execute("BEGIN IMMEDIATE")
-        for serial, task_id in rows:
-            self._db.execute("DELETE FROM task WHERE serial=?", (serial,))
-            self._db.execute("DELETE FROM result WHERE serial=?", (serial,))
-            self._db.execute("DELETE FROM finished WHERE crc=? AND id=?", (crc32(task_id), task_id))
-            self._pending.drop(task_id)
+        serials = [row[0] for row in rows]
+        for table in ("task", "result"):
+            for at in range(0, len(serials), _CHUNKS[0]):
+                some = serials[at : at + _CHUNKS[0]]
+                marks = ",".join("?" * len(some))
+                self._db.execute(f"DELETE FROM {table} WHERE serial IN ({marks})", some)  # noqa: S608 (marks)
+        # Once round the index after the last task was dropped, then it rests.
+        self._sweeps_left = _SWEEPS if serials else max(self._sweeps_left - 1, 0)
+        if self._sweeps_left:
+            self._sweep_ids(before_ms)
         self._db.execute("COMMIT")
-        # Older tasks that are unfinished are not walked past again and again.
-        self._drop_from = rows[-1][0]
-        return len(rows) == DROP_ROWS
+        self._pending.drop(set(serials))
+        # Older results that are still wanted are not walked past again and again.
+        self._drop_from = serials[-1] if serials else 0
+        return bool(serials or self._sweeps_left)
+
+    def _sweep_ids(self, before_ms: int) -> None:
+        """Drops the ids of dropped tasks from one stretch of the index, going round it piece by piece.
+
+        Ids are dropped stretch by stretch, not task by task, as neighbours share
+        pages. Until its turn comes an id may outlive its task; `_known` sees that.
+        """
+        width = (1 << 32) // _SWEEPS
+        start = self._sweep_at * width
+        self._sweep_at = (self._sweep_at + 1) % _SWEEPS
+        self._db.execute(
+            "DELETE FROM finished WHERE crc >= ? AND crc < ? AND serial < ?"
+            " AND NOT EXISTS (SELECT 1 FROM task WHERE task.serial = finished.serial)",
+            (start, start + width, first_serial(before_ms)),
+        )
 
     def close(self) -> None:
         """Writes what is left of the ids and empties the log, for a quick start."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._insert("INSERT OR IGNORE INTO finished VALUES", self._pending.all())
+            self._insert("INSERT OR REPLACE INTO finished VALUES", self._pending.all())
             self._db.execute("COMMIT")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error:
