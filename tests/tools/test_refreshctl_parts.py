@@ -158,7 +158,8 @@ def test_tasks_are_what_the_arguments_ask_for() -> None:
     ("changes", "why"),
     [
         ({"scope": ""}, "--scope"), ({"scope": "a b"}, "--scope"), ({"priority": 10}, "--priority"),
-        ({"ttl": "0"}, "--ttl"), ({"ttl": ""}, "--ttl"), ({"due": ""}, "--due"), ({"callback": "x"}, "--callback"), ({"id": "a b"}, "--id"),
+        ({"ttl": "0"}, "--ttl"), ({"ttl": ""}, "--ttl"), ({"due": ""}, "--due"),
+        ({"callback": "x"}, "--callback"), ({"id": "a b"}, "--id"),
         ({"id": ""}, "--id"),
         ({"id": "x" * 64, "targets": ["http://a/1"] * 2, "per_task": 1}, "--id"),
         ({"due": "1795250000123"}, "--due"), ({"ttl": "9999d"}, "--ttl"),

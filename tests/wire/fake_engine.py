@@ -199,7 +199,8 @@ class FakeEngine:
         return listing(
             [
                 {
-                    "proxy": "pop1", "group": "eu", "layer": 0, "listed": 0, "online": 1, "links": 2, "credit": 100,
+                    "proxy": "pop1", "group": "eu", "layer": 0, "listed": 0, "online": 1, "links": 2,
+                    "credit": 100,
                     "outstanding": 0, "waiting": 0, "seen": 1500,
                 }
             ]

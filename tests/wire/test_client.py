@@ -77,7 +77,7 @@ def test_every_verb(run: Run) -> None:
 
 
 def test_listing_pages_through(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.client.LIST_PAGE", 4)
+    monkeypatch.setattr("wire.client.client.LIST_PAGE", 4)
 
     async def body() -> None:
         async with setup() as (engine, client):
@@ -139,7 +139,7 @@ def test_tasks_go_to_their_owner(run: Run) -> None:
     async def body() -> None:
         async with setup(4) as (engine, client):
             outcomes = [outcome async for outcome in client.post_many(task(number) for number in range(200))]
-            assert [outcome.task.task_id for outcome in outcomes] == [f"t{number}" for number in range(200)]
+            assert [outcome.task_id for outcome in outcomes] == [f"t{number}" for number in range(200)]
             assert all(outcome.accepted for outcome in outcomes)
             assert engine.misrouted == 0
             assert engine.accepted == 4
@@ -279,7 +279,7 @@ def test_resets_amid_a_pipeline_lose_nothing(run: Run) -> None:
             outcomes = [outcome async for outcome in posts]
             assert [outcome.error for outcome in outcomes if outcome.error] == []
             assert len(outcomes) == len(engine.tasks) == 300
-            assert client._window.requests == client._window.bytes == 0
+            assert client._exchange.gate.window.requests == client._exchange.gate.window.bytes == 0
 
     run(body())
 
@@ -375,7 +375,7 @@ def test_a_patient_client_waits_for_the_engine(run: Run) -> None:
             pass
         async with Client(engine.address) as client:
             posting = asyncio.ensure_future(client.post(task(1)))
-            await until(lambda: client._rotation.failures >= 2)
+            await until(lambda: client._exchange.lanes.rotation.failures >= 2)
             async with engine:
                 assert await posting == Accepted("t1", "pending", 1)
 
@@ -400,9 +400,9 @@ def test_an_idle_link_is_asked_whether_it_lives(run: Run) -> None:
             await client.post(task(1))
             await until(lambda: len(engine.requests("ping")) >= 3)
             assert engine.accepted == 1
-            assert client._window.requests <= 1
+            assert client._exchange.gate.window.requests <= 1
             engine.script("ping", *[None] * 3)
-            await until(lambda: not client._links)
+            await until(lambda: not client._exchange.lanes.links)
 
     run(body())
 
@@ -418,13 +418,13 @@ def test_in_flight_is_bounded(run: Run) -> None:
             engine.script("ping", *[hold] * 5)
             calls = [asyncio.ensure_future(client.ping()) for _ in range(8)]
             await until(lambda: len(held) == 5)
-            assert len(client._entering) == 3
+            assert len(client._exchange.gate.waiting) == 3
             with pytest.raises(TimedOut, match="in flight"):
                 await client.ping(timeout_s=0.05)
             for connection in held:
                 connection.write(b"ok now=1\n")
             assert len(await asyncio.gather(*calls)) == 8
-            assert client._window.requests == 0
+            assert client._exchange.gate.window.requests == 0
 
     run(body())
 
@@ -470,13 +470,26 @@ def test_post_many_tells_of_each_task_apart(run: Run) -> None:
     run(body())
 
 
+def test_post_many_tells_of_a_task_that_found_no_room(run: Run) -> None:
+    async def body() -> None:
+        async with setup(requests_max=1) as (engine, client):
+            engine.script("ping", None)
+            held = asyncio.ensure_future(client.ping())
+            await until(lambda: engine.requests("ping"))
+            outcomes = [outcome async for outcome in client.post_many([task(1), task(2)], timeout_s=0.05)]
+            assert [type(outcome.error) for outcome in outcomes] == [TimedOut, TimedOut]
+            held.cancel()
+
+    run(body())
+
+
 def test_post_many_may_be_left_early(run: Run) -> None:
     async def body() -> None:
         async with setup() as (_, client):
             async with contextlib.aclosing(client.post_many(task(number) for number in range(50))) as posts:
                 async for _ in posts:
                     break
-            await until(lambda: client._window.requests == 0)
+            await until(lambda: client._exchange.gate.window.requests == 0)
             assert await client.ping()
 
     run(body())
@@ -491,11 +504,11 @@ def test_a_cancelled_call_leaves_nothing_behind(run: Run) -> None:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-            assert not client._calls
-            assert not client._entering
+            assert not client._exchange.calls
+            assert not client._exchange.gate.waiting
             for connection in engine.connections:
                 connection.abort()
-            await until(lambda: client._window.requests == 0)
+            await until(lambda: client._exchange.gate.window.requests == 0)
             assert await client.ping()
 
     run(body())
@@ -620,7 +633,7 @@ def test_watching_ends_at_the_final_state(run: Run) -> None:
             ]  # fmt: skip
             assert waiting.result() == seen[-1]
             assert await client.wait("t1") == seen[-1]
-            assert client._watchers == {}
+            assert client._exchange.watchers == {}
 
     run(body())
 
@@ -713,7 +726,7 @@ def test_a_push_that_makes_no_sense_ends_the_connection(run: Run, push: bytes) -
         async with setup() as (engine, client):
             await client.ping()
             engine.connections[0].write(push + b"!whatever new=1\n")
-            await until(lambda: not client._links)
+            await until(lambda: not client._exchange.lanes.links)
             assert await client.ping()
 
     run(body())

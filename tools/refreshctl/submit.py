@@ -32,7 +32,7 @@ async def submit(context: Context) -> Exit:
     tasks = make_tasks(args, time.time())
     async with context.client() as client:
         outcomes = await _post(client, tasks)
-        accepted = [outcome.task.task_id for outcome in outcomes if outcome.accepted]
+        accepted = [outcome.task_id for outcome in outcomes if outcome.accepted]
         ends: dict[str, End] = {}
         if args.wait and accepted:
             with bar("waiting", 0) as tell:
@@ -82,12 +82,12 @@ async def _post(client: Client, tasks: list[NewTask]) -> list[Outcome]:
 
 
 def _row(outcome: Outcome, ends: Mapping[str, End]) -> dict[str, Any]:
-    row: dict[str, Any] = {"task_id": outcome.task.task_id}
+    row: dict[str, Any] = {"task_id": outcome.task_id}
     if outcome.accepted is not None:
         row |= document(outcome.accepted)
     elif outcome.error is not None:
         row["error"] = error_document(outcome.error)
-    end = ends.get(outcome.task.task_id)
+    end = ends.get(outcome.task_id)
     if isinstance(end, Exception):
         row["error"] = error_document(end)
     elif end is not None:
