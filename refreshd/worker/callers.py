@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from refreshd.worker.proxies import ProxySession
 
 WATCHES_MAX = 10_000
+# `list_tasks` that a connection may have unanswered: a page can be 1.3 MB, and all pages of a turn are kept.
+LISTINGS_MAX = 16
 # What a connection may do before the greeting that the configuration asks for.
 _BEFORE_HELLO = frozenset({"ping"})
 
@@ -18,7 +20,7 @@ _BEFORE_HELLO = frozenset({"ping"})
 class Caller:
     """The peer behind a connection, as its greeting made it known."""
 
-    __slots__ = ("key", "must_greet", "number", "posts", "role", "session", "slot", "watching")
+    __slots__ = ("key", "listings", "must_greet", "number", "posts", "role", "session", "slot", "watching")
 
     def __init__(self, slot: int, number: int, *, must_greet: bool, role: str | None = None) -> None:
         self.slot = slot
@@ -31,6 +33,7 @@ class Caller:
         self.session: ProxySession | None = None
         self.watching: dict[bytes, None] = {}
         """Tasks that this connection watches; kept where the connection is."""
+        self.listings = 0
         self.posts = False
         """Whether it may post tasks: decided once, as it is asked for each."""
         self._decide()
@@ -54,6 +57,16 @@ class Caller:
         if len(self.watching) >= WATCHES_MAX:
             raise Refused("busy", f"a connection watches at most {WATCHES_MAX} tasks", retry_ms=1000)
         self.watching[task_id] = None
+
+    def begin_listing(self) -> None:
+        """Notes that a listing is asked for. Raises: Refused, `busy`."""
+        if self.listings >= LISTINGS_MAX:
+            raise Refused("busy", f"a connection asks for {LISTINGS_MAX} listings at a time", retry_ms=200)
+        self.listings += 1
+
+    def end_listing(self) -> None:
+        """A listing is answered."""
+        self.listings -= 1
 
     def context(self) -> bytes:
         """The caller as it crosses the mesh."""

@@ -69,6 +69,12 @@ class Connection(asyncio.Protocol):
         """What came while the greeting is being looked at; None while nothing is held."""
         self._paused = False
         self._closing = False
+        """It ends once all replies are out; what still comes is not looked at."""
+        self._at_end = False
+        """The peer has ended its side."""
+        self._watch_turns = 0
+        """Turns that wait and have a `watch_task` in them: pushes stay behind them."""
+        self._behind_bytes = 0
         self._zip: Compressor | None = None
         self._unzip: Decompressor | None = None
         self._line_since = 0.0
@@ -95,11 +101,15 @@ class Connection(asyncio.Protocol):
             self.hub.proxies.disconnected(self.session)
 
     def eof_received(self) -> bool:
-        """The peer sends no more; it may still read what it is owed."""
+        """The peer sends no more; it may still read what it is owed, and what it watches."""
+        self._at_end = True
+        return not self._is_over()
+
+    def _is_over(self) -> bool:
+        """Whether the connection has nothing more to say."""
         if self._turns or self._held is not None:
-            self._closing = not self.caller.watching
-            return True
-        return bool(self.caller.watching)
+            return False
+        return self._closing or (self._at_end and not self.caller.watching)
 
     def pause_writing(self) -> None:
         self.full = True
@@ -132,20 +142,28 @@ class Connection(asyncio.Protocol):
             self._serve(data)
 
     def _first_bytes(self, data: bytes) -> None:
-        """The first line alone: what follows a hello may be compressed, or be another worker's."""
-        end = data.find(b"\n") + 1
-        lines = self._reader.feed(data[:end] if end else data)
-        if not lines:
-            self._after_feed()
-            return
-        self._fresh = False
-        if lines[0].startswith(b"hello"):
-            self._greet(lines[0], data[end:])
-        else:
-            self._greeting.skip()
-            self._run(lines)
-            if end < len(data):
-                self._serve(data[end:])
+        """The first line alone: what follows a hello may be compressed, or be another worker's.
+
+        A hello that does not hold leaves the connection as fresh as it was.
+        """
+        at = 0
+        while at < len(data):
+            end = data.find(b"\n", at) + 1 or len(data)
+            lines = self._reader.feed(data[at:end])
+            at = end
+            if not lines:
+                self._after_feed()
+            elif not _is_hello(lines[0]):
+                self._fresh = False
+                self._greeting.skip()
+                self._run(lines)
+                if at < len(data):
+                    self._serve(data[at:])
+                return
+            elif self._greet(lines[0]):
+                self._held = [data[at:]]
+                self._regulate()
+                return
 
     def _serve(self, data: bytes) -> None:
         lines = self._reader.feed(data)
@@ -163,6 +181,8 @@ class Connection(asyncio.Protocol):
         self._pending += len(lines)
         self._turns.append(turn)
         self.hub.requests.run(self.caller, turn, lines, self._reader.plain)
+        if turn.watches is not None:
+            self._watch_turns += 1
         turn.release()
         if self._pending > PENDING_MAX:
             self._regulate()
@@ -183,11 +203,23 @@ class Connection(asyncio.Protocol):
         while turns and not turns[0].waiting:
             done = turns.popleft()
             self._pending -= len(done.parts)
+            if done.watches is not None:
+                self._watch_turns -= 1
+                self._forget_ended(done)
             self.send(b"".join(done.parts))
+        if not turns:
+            self._behind_bytes = 0
         if self._paused:
             self._regulate()
-        if self._closing and not turns and self.transport is not None:
+        if (self._closing or self._at_end) and self._is_over() and self.transport is not None:
             self.transport.close()
+
+    def _forget_ended(self, turn: Turn) -> None:
+        """Of what was to be watched, some is not there or final already: nothing will be pushed."""
+        for place, task_id in turn.watches or ():
+            part = turn.parts[place]
+            if not part.startswith(b"ok ") or _is_final(part):
+                self.caller.watching.pop(task_id, None)
 
     def send(self, data: bytes) -> None:
         """Writes whole lines, compressed if that was agreed."""
@@ -209,7 +241,20 @@ class Connection(asyncio.Protocol):
             return
         if _is_final(data):
             self.caller.watching.pop(data[_ID_AT : data.find(b" ", _ID_AT)], None)
-        self.send(data)
+        if not self._watch_turns:
+            self.send(data)
+            if self._at_end and self._is_over():
+                transport.close()
+            return
+        self._behind_bytes += len(data)
+        if self._behind_bytes > PUSHES_MAX_BYTES:
+            self.abort()
+            return
+        turn = Turn(self)
+        turn.parts.append(data)
+        self._pending += 1
+        self._turns.append(turn)
+        turn.release()
 
     def _end_with(self, refused: Refused) -> None:
         """The last reply, behind all earlier ones; then the connection is closed."""
@@ -254,23 +299,23 @@ class Connection(asyncio.Protocol):
 
     # ── greeting ──────────────────────────────────────────────────────────────────────────
 
-    def _greet(self, raw: bytes, rest: bytes) -> None:
-        """Looks at a hello; what came behind it waits until that is done."""
+    def _greet(self, raw: bytes) -> bool:
+        """Looks at a hello. Returns whether it may hold: then what comes behind it is to be held."""
         try:
             hello = self._greeting.read_hello(parse(raw))
             self._check_worker(hello)
         except Refused as refused:
-            self._refuse_hello(refused, rest)
-            return
+            self.send(format_refused(refused))
+            return False
         except WireError as error:
-            self._refuse_hello(Refused("bad_line", str(error)), rest)
-            return
-        self._held = [rest]
-        self._regulate()
+            self.send(format_refused(Refused("bad_line", str(error))))
+            return False
+        self._fresh = False
         if hello.worker is not None and hello.worker != self.hub.shards.slot:
             self.hub.background(self._hand_over(hello.worker, raw))
         else:
             self.hub.background(self._finish_greeting(hello))
+        return True
 
     def _check_worker(self, hello: Hello) -> None:
         if hello.worker is not None and hello.worker >= self.hub.shards.workers:
@@ -279,13 +324,6 @@ class Connection(asyncio.Protocol):
                 f"worker: got {hello.worker}, this engine has workers 0 to {self.hub.shards.workers - 1}",
                 field="worker",
             )
-
-    def _refuse_hello(self, refused: Refused, rest: bytes) -> None:
-        """A hello that does not hold leaves the connection as fresh as it was."""
-        self._fresh = True
-        self.send(format_refused(refused))
-        if rest:
-            self.data_received(rest)
 
     async def _hand_over(self, slot: int, raw: bytes) -> None:
         """Gives the connection to the worker that the peer asked for, with its unread bytes."""
@@ -345,6 +383,10 @@ class Connection(asyncio.Protocol):
 
 
 _ID_AT = len(b"!state task_id=")
+
+
+def _is_hello(line: bytes) -> bool:
+    return line.startswith(b"hello") and (len(line) == 5 or line[5] in b" \r")
 
 
 def _is_final(push: bytes) -> bool:

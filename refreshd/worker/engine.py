@@ -114,7 +114,7 @@ class Engine:
         self._heads: HeadTable[Terms] = HeadTable("post_task", read_terms)
         self._layers: dict[tuple[str, ...] | None, Layer] = {}
         self._domains = {key.name: tuple(key.domains) for key in config.keys}
-        self._wait_for: dict[bytes, list[Callable[[], None]]] = {}
+        self._wait_for: dict[bytes, list[Callable[[int | None], None]]] = {}
         self._wait_for_end: dict[bytes, list[Callable[[Task], None]]] = {}
         self._due_offset_ms = self.clock.wall_ms - self.clock.mono_ms
 
@@ -202,17 +202,33 @@ class Engine:
             raise conflict(known.id)
         if known.state is State.NEW:
             # Not on stable storage yet: a repeat may not be told so before it is.
-            self.when_saved(known.id, turn, lambda task: dup_reply(task))
+            self.when_saved(
+                known.id,
+                turn,
+                dup_reply,
+                lambda place, serial: self._listener.id_is_finished(known, serial, turn, place),
+            )
         else:
             turn.parts.append(dup_reply(known))
 
-    def when_saved(self, task_id: bytes, turn: Turn, reply: Callable[[Task], bytes]) -> None:
-        """Answers once the fate of a NEW task is known; if it is refused, so is this."""
+    def when_saved(
+        self,
+        task_id: bytes,
+        turn: Turn,
+        reply: Callable[[Task], bytes],
+        is_finished: Callable[[int, int], None],
+    ) -> None:
+        """Answers once the fate of a NEW task is known; if it is refused, so is this.
+
+        `is_finished(place, serial)`: the id turned out to be that of a finished task.
+        """
         place = turn.hold()
 
-        def answer() -> None:
+        def answer(serial: int | None) -> None:
             task = self.tasks.get(task_id)
-            if task is None or task.state is State.NEW:
+            if serial is not None:
+                is_finished(place, serial)
+            elif task is None or task.state is State.NEW:
                 refused = Refused(
                     "unavailable", "the task was not accepted; send it again", retry_ms=BUSY_RETRY_MS
                 )
@@ -222,13 +238,13 @@ class Engine:
 
         self.after_saved(task_id, answer)
 
-    def after_saved(self, task_id: bytes, call: Callable[[], None]) -> None:
-        """Calls back once the fate of a NEW task is known."""
+    def after_saved(self, task_id: bytes, call: Callable[[int | None], None]) -> None:
+        """Calls back once the fate of a NEW task is known, with the serial of a finished one of that id."""
         self._wait_for.setdefault(task_id, []).append(call)
 
-    def _settle_waiters(self, task_id: bytes) -> None:
+    def _settle_waiters(self, task_id: bytes, serial: int | None = None) -> None:
         for answer in self._wait_for.pop(task_id, ()):
-            answer()
+            answer(serial)
 
     # ── saved ─────────────────────────────────────────────────────────────────────────────
 
@@ -264,7 +280,7 @@ class Engine:
                     place = turn.parts.index(expected)
                     turn.waiting += 1
                     self._listener.id_is_finished(task, serial, turn, place)
-            self._settle_waiters(task.id)
+            self._settle_waiters(task.id, serial)
         batch.tasks = fresh
 
     def not_saved(self, batch: SaveBatch, error: StoreError) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from zlib import crc32
 
 import structlog
@@ -29,9 +29,19 @@ Answer = Callable[[], Awaitable[bytes]]
 
 # Questions that wait, and that are worked on at a time. The store answers them one
 # by one; several are open only because a listing also asks the siblings.
-QUESTIONS_MAX = 2_000
+# One read of a connection brings up to 13,000.
+QUESTIONS_MAX = 20_000
 WORKERS = 8
 DEADLINE_S = 10.0
+
+
+class Question(NamedTuple):
+    """A place of a turn, how to find what belongs there, and whom to tell when it is found."""
+
+    turn: Turn
+    place: int
+    answer: Answer
+    done: Callable[[], None] | None = None
 
 
 class Queries:
@@ -42,35 +52,45 @@ class Queries:
         self._readers = readers
         self._savers = savers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reader")
-        self._questions: asyncio.Queue[tuple[Turn, int, Answer]] = asyncio.Queue(QUESTIONS_MAX)
+        self._questions: asyncio.Queue[Question] = asyncio.Queue(QUESTIONS_MAX)
+        # Of their own: were they to wait behind clients' questions, two workers could wait for each other.
+        self._siblings_questions: asyncio.Queue[Question] = asyncio.Queue()
         self._workers: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begins to answer."""
-        self._workers = [asyncio.ensure_future(self._work()) for _ in range(WORKERS)]
+        queues = (self._questions, self._siblings_questions)
+        self._workers = [asyncio.ensure_future(self._work(queue)) for queue in queues for _ in range(WORKERS)]
 
     @property
     def waiting(self) -> int:
         """Questions that nobody works on yet."""
-        return self._questions.qsize()
+        return self._questions.qsize() + self._siblings_questions.qsize()
 
-    def submit(self, turn: Turn, answer: Answer) -> None:
-        """Holds a place of the turn for the answer. Raises: Refused, `busy`."""
+    def submit(self, turn: Turn, answer: Answer, done: Callable[[], None] | None = None) -> None:
+        """Holds a place of the turn for the answer; `done` is called then. Raises: Refused, `busy`."""
         if self._questions.full():
             raise Refused("busy", "too many questions wait for the store", retry_ms=500)
-        self._questions.put_nowait((turn, turn.hold(), answer))
+        self._questions.put_nowait(Question(turn, turn.hold(), answer, done))
+
+    def submit_of_sibling(self, turn: Turn, answer: Answer) -> None:
+        """As `submit`, for what a sibling asks: bounded by what siblings work on; asks none itself."""
+        self._siblings_questions.put_nowait(Question(turn, turn.hold(), answer))
 
     def submit_at(self, turn: Turn, place: int, answer: Answer) -> None:
         """As `submit`, for a place that is held already; a full queue is answered there."""
         try:
-            self._questions.put_nowait((turn, place, answer))
+            self._questions.put_nowait(Question(turn, place, answer))
         except asyncio.QueueFull:
             turn.fill(place, format_refused(Refused("busy", "too many questions wait", retry_ms=500)))
 
-    async def _work(self) -> None:
+    async def _work(self, questions: asyncio.Queue[Question]) -> None:
         while True:
-            turn, place, answer = await self._questions.get()
-            turn.fill(place, await self._answer(answer))
+            turn, place, answer, done = await questions.get()
+            part = await self._answer(answer)
+            if done is not None:
+                done()
+            turn.fill(place, part)
 
     async def _answer(self, answer: Answer) -> bytes:
         try:

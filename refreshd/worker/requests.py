@@ -125,8 +125,10 @@ class Requests:
         if "task_id" in line.fields and line.verb in _ROUTED:
             owner = self.hub.shards.owner(values["task_id"].encode())
             if owner != self.hub.shards.slot:
+                self.hub.mesh.check_room(owner)
                 if line.verb == "watch_task":
                     caller.watch(values["task_id"].encode())
+                    turn.watch(values["task_id"].encode())
                 self._leave_to(owner, turn, raw, foreign)
                 return
         if line.verb == "post_task":
@@ -145,17 +147,19 @@ class Requests:
     ) -> None:
         """Answers from memory where the task is unfinished, else from the store."""
         task = self.hub.engine.tasks.get(task_id)
+
+        async def ask() -> bytes:
+            stored = await self.hub.queries.find(task_id)
+            if stored is None:
+                raise Refused("not_found", f"no task is called {task_id.decode()}")
+            return in_store(stored)
+
         if task is None:
-
-            async def ask() -> bytes:
-                stored = await self.hub.queries.find(task_id)
-                if stored is None:
-                    raise Refused("not_found", f"no task is called {task_id.decode()}")
-                return in_store(stored)
-
             self.hub.queries.submit(turn, ask)
         elif task.state is State.NEW:
-            self.hub.engine.when_saved(task_id, turn, in_memory)
+            self.hub.engine.when_saved(
+                task_id, turn, in_memory, lambda place, _: self.hub.queries.submit_at(turn, place, ask)
+            )
         else:
             turn.parts.append(in_memory(task))
 
@@ -176,6 +180,7 @@ class Requests:
             self.hub.watches.add(caller, task.id)
             return views.ok(views.describe(task))
 
+        turn.watch(values["task_id"].encode())
         self._on_task(
             turn,
             values["task_id"].encode(),
@@ -189,7 +194,7 @@ class Requests:
         if task is not None and task.state is State.NEW:
             # Its row is on the way to the disk: ask again once it is there.
             place = turn.hold()
-            self.hub.engine.after_saved(task_id, lambda: self._cancel_now(turn, place, task_id))
+            self.hub.engine.after_saved(task_id, lambda _: self._cancel_now(turn, place, task_id))
         else:
             self._cancel_now(turn, turn.hold(), task_id)
 
@@ -233,7 +238,12 @@ class Requests:
             )
             return b"ok n=%d\n" % len(page) + b"".join(page)
 
-        self.hub.queries.submit(turn, ask)
+        caller.begin_listing()
+        try:
+            self.hub.queries.submit(turn, ask, caller.end_listing)
+        except Refused:
+            caller.end_listing()
+            raise
 
     async def own_page(self, before: int, limit: int, state: str | None) -> list[tuple[int, bytes]]:
         """This worker's part of a listing: (serial, row), newest first."""

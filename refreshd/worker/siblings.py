@@ -103,7 +103,7 @@ class Siblings:
             refused = Refused("unknown_verb", f"{line.verb}: a worker of another version asks")
             turn.parts.append(format_refused(refused))
         else:
-            self.hub.queries.submit(turn, lambda: answer(line))
+            self.hub.queries.submit_of_sibling(turn, lambda: answer(line))
 
     async def _answer_serial(self, line: Line) -> bytes:
         task_id = line.fields["task_id"].encode()

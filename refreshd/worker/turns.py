@@ -26,7 +26,7 @@ class Turn:
     save that some of the parts depend on, and one while requests are still read.
     """
 
-    __slots__ = ("number", "owner", "parts", "waiting")
+    __slots__ = ("number", "owner", "parts", "waiting", "watches")
 
     def __init__(self, owner: TurnOwner, number: int = 0) -> None:
         self.owner = owner
@@ -34,6 +34,14 @@ class Turn:
         """How a sibling names this turn; unused for connections."""
         self.parts: list[bytes] = []
         self.waiting = 1
+        self.watches: list[tuple[int, bytes]] | None = None
+        """(place, task id) of each `watch_task`: its pushes may not overtake its reply."""
+
+    def watch(self, task_id: bytes) -> None:
+        """The next place is for the reply to a `watch_task`."""
+        if self.watches is None:
+            self.watches = []
+        self.watches.append((len(self.parts), task_id))
 
     def hold(self) -> int:
         """Keeps the next place for an answer that comes later; returns where it is."""
