@@ -1,11 +1,12 @@
 """The parts of refreshctl that need no engine: targets, times, ids, tables, exit codes."""
 
+import asyncio
 import io
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools.refreshctl import progress
@@ -16,7 +17,7 @@ from tools.refreshctl.tables import pairs, printable, span, table
 from tools.refreshctl.targets import TASK_BYTES_MAX, gather, read_lines, split
 from tools.refreshctl.times import seconds, unix_seconds
 from tools.refreshctl.verbs import VERBS
-from tools.refreshctl.waiting import code_of_end, merge
+from tools.refreshctl.waiting import End, code_of_end, merge
 from wire import DEFAULT_LINE_MAX_BYTES
 from wire.answers import TaskState
 from wire.errors import ConnectionLost, LocalError, PeerMisbehaved, Refused, TimedOut
@@ -70,7 +71,8 @@ def test_lines_are_counted_from_one() -> None:
     assert list(read_lines(io.BytesIO(b"\na\n#\nb"), "x")) == [("x line 2", "a"), ("x line 4", "b")]
 
 
-@given(st.lists(st.integers(1, 300_000), min_size=1, max_size=30), st.integers(1, 10))
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 300_000), min_size=1, max_size=15), st.integers(1, 10))
 def test_every_part_fits_a_line(sizes: list[int], per_task: int) -> None:
     targets = ["http://a/" + "\\" * (size // 2) for size in sizes]
     parts = split(targets, per_task)
@@ -197,23 +199,30 @@ def test_spans(ms: float, text: str) -> None:
     assert span(ms) == text
 
 
-def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.bar("working", 5) as tell:
-        tell(1)
-        tell(5, 10)
-    assert capsys.readouterr() == ("", "")
+def progress_of(capsys: pytest.CaptureFixture[str], *, long: bool) -> str:
+    async def work() -> None:
+        with progress.bar("working", 5) as tell:
+            tell(1)
+            if long:
+                await asyncio.sleep(progress.SHOW_AFTER_S * 2 + 0.01)
+            tell(5, 10)
 
-
-def test_on_a_terminal_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    with progress.bar("working", 5) as tell:
-        tell(5, 10)
+    asyncio.run(work())
     out, err = capsys.readouterr()
     assert out == ""
-    assert "working" in err
+    return err
+
+
+def test_a_bar_is_for_long_work_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 0.0)
+    assert progress_of(capsys, long=True) == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "working" in progress_of(capsys, long=True)
+    monkeypatch.setattr(progress, "SHOW_AFTER_S", 60.0)
+    assert progress_of(capsys, long=False) == ""
 
 
 # -- exit codes
@@ -260,12 +269,17 @@ def test_errors_are_one_line_and_a_code(error: Exception, code: Exit, says: str)
     ],
 )  # fmt: skip
 def test_what_an_end_means(state: str, done: int, failed: int, code: Exit) -> None:
-    assert code_of_end(TaskState("t", state, done, failed, 2)) is code
+    assert code_of_end(End(TaskState("t", state, done, failed, 2))) is code
 
 
 def test_codes_of_many() -> None:
-    assert code_of_end(TimedOut("x")) is Exit.FAILED
-    assert code_of_end(Refused("denied", "x")) is Exit.DENIED
+    pending = TaskState("t", "pending", 0, 0, 2)
+    assert code_of_end(End(pending, TimedOut("x"))) is Exit.FAILED
+    assert code_of_end(End(None, Refused("denied", "x"))) is Exit.DENIED
+    assert End(pending, TimedOut("x")).document() == {
+        "task_id": "t", "state": "pending", "done": 0, "failed": 0, "total": 2,
+        "error": {"code": "timed_out", "msg": "x"},
+    }  # fmt: skip
     assert merge([]) is Exit.OK
     assert merge([Exit.OK, Exit.OK]) is Exit.OK
     assert merge([Exit.DENIED, Exit.DENIED]) is Exit.DENIED

@@ -1,11 +1,15 @@
-"""A progress bar on stderr, where a person is looking; else nothing."""
+"""A progress bar on stderr, for work that takes long while a person is looking; else nothing."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
+
+# Work that ends sooner shows no bar, and does not pay for loading rich.
+SHOW_AFTER_S = 0.5
 
 
 class Progress(Protocol):
@@ -14,22 +18,41 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int | None = None) -> None: ...
 
 
-def _tell_nobody(done: int, total: int | None = None) -> None:
-    pass
-
-
 @contextlib.contextmanager
 def bar(what: str, total: int) -> Iterator[Progress]:
-    """A bar named `what`; call what it yields with the steps done so far."""
-    if not sys.stderr.isatty():
-        yield _tell_nobody
-        return
-    # Only here: loading rich takes longer than most commands.
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    """A bar named `what`; call what it yields with the steps done so far. In a running loop only."""
+    made = _Bar(what, total)
+    timer = asyncio.get_running_loop().call_later(SHOW_AFTER_S, made.show) if sys.stderr.isatty() else None
+    try:
+        yield made
+    finally:
+        if timer is not None:
+            timer.cancel()
+        made.stop()
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda done, total=None: shown.update(task, completed=done, total=total)
+
+class _Bar:
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._done, self._total = 0, total
+        self._shown: Any = None
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        self._done = done
+        self._total = self._total if total is None else total
+        if self._shown is not None:
+            bar, task = self._shown
+            bar.update(task, completed=self._done, total=self._total)
+
+    def show(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._shown = bar, bar.add_task(self._what, total=self._total, completed=self._done)
+        bar.start()
+
+    def stop(self) -> None:
+        if self._shown is not None:
+            self._shown[0].stop()

@@ -88,11 +88,7 @@ def _row(outcome: Outcome, ends: Mapping[str, End]) -> dict[str, Any]:
     elif outcome.error is not None:
         row["error"] = error_document(outcome.error)
     end = ends.get(outcome.task_id)
-    if isinstance(end, Exception):
-        row["error"] = error_document(end)
-    elif end is not None:
-        row |= document(end)
-    return row
+    return row if end is None else row | end.document()
 
 
 def _document(outcomes: list[Outcome], ends: Mapping[str, End]) -> dict[str, Any]:
@@ -130,7 +126,8 @@ def _complain(context: Context, outcomes: list[Outcome], ends: Mapping[str, End]
     bad = [(task_id, end) for task_id, end in ends.items() if code_of_end(end) is not Exit.OK]
     if bad:
         task_id, end = bad[0]
-        how = explain(end, context.socket) if isinstance(end, Exception) else f"ended {end.state}"
+        state = end.state.state if end.state else "unknown"
+        how = f"ended {state}" if end.error is None else explain(end.error, context.socket)
         which = "" if len(ends) == 1 else f"{len(bad)} of {len(ends)} tasks did not complete; the first: "
         context.complain(f"{which}{task_id} {how}; see `refreshctl show {task_id}`")
 

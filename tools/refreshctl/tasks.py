@@ -48,14 +48,11 @@ async def wait(context: Context) -> Exit:
     async with context.client() as client:
         with bar("waiting", 0) as tell:
             ends = await Waiter(client, ids, timeout_s, tell).run()
-    rows: list[dict[str, Any]] = []
     for task_id, end in ends.items():
-        if isinstance(end, WireError):
-            context.complain(f"{task_id}: {explain(end, context.socket)}")
-            rows.append({"task_id": task_id, "error": error_document(end)})
-        else:
-            rows.append(document(end))
-    known = [row for row in rows if "error" not in row]
+        if end.error is not None:
+            context.complain(f"{task_id}: {explain(end.error, context.socket)}")
+    rows = [{"task_id": task_id} | end.document() for task_id, end in ends.items()]
+    known = [row for row in rows if "state" in row]
     columns = ["task_id", "state", "total", "done", "failed"]
     context.show({"tasks": rows}, table(columns, known) if known else "")
     return merge(code_of_end(end) for end in ends.values())
