@@ -35,7 +35,7 @@ class Agent:
         self._fast_stop = False
         self._dispatcher = Dispatcher(self._hold)
         who = Identity(config.name, config.group, config.layer)
-        settings = LinkSettings(who, config.credit, config.key, config.secret)
+        settings = LinkSettings(who, config.credit, config.silence_s, config.key, config.secret)
         self._links = Links(config.engines, settings, self._dispatcher, log)
         self._process = psutil.Process()
         self._cpu_at = (time.monotonic(), time.process_time())

@@ -50,6 +50,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     key: str
     secret: bytes
     credit: int
+    silence_s: float
     stop_timeout_s: float
     log_level: str
     fast: LaneConfig
@@ -106,6 +107,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         key=agent["key"],
         secret=secret,
         credit=agent["credit"],
+        silence_s=agent["silence_s"],
         stop_timeout_s=agent["stop_timeout_s"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),

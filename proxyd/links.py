@@ -28,8 +28,6 @@ from wire.signatures import sign_hello
 
 # From the start of a connect to the engine's ok.
 GREET_TIMEOUT_S = 10.0
-# An engine answers beats, so it is never silent; it waits as long for us (PROTOCOL.md).
-SILENCE_MAX_S = 15.0
 BACKOFF_FIRST_S = 0.1
 BACKOFF_CAP_S = 5.0
 # A connection that served as long as this was a good one: the next try comes soon.
@@ -47,6 +45,7 @@ class LinkSettings(msgspec.Struct, frozen=True):
 
     who: Identity
     credit: int
+    silence_s: float
     key: str = ""
     secret: bytes = b""
 
@@ -279,8 +278,9 @@ class Slot:
         link = self._link
         if link is None:
             return
-        if link.reading and now - link.heard_at > SILENCE_MAX_S:
-            link.end(LinkBroken(f"the engine was silent for {SILENCE_MAX_S:g} s"))
+        silence_s = self.engine.settings.silence_s
+        if link.reading and now - link.heard_at > silence_s:
+            link.end(LinkBroken(f"the engine was silent for {silence_s:g} s"))
         elif link.write_size <= WRITE_HIGH_BYTES:
             link.write(link.session.beat(figures))
 

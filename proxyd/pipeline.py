@@ -31,8 +31,6 @@ CONNECT_BACKOFF_CAP_S = 2.0
 # Requests that one connection takes at once before the next one gets any: below this, fewer
 # writes are worth more than a fair share.
 SHARE_MIN = 16
-# More than this in flight on each connection, and another one is opened.
-BUSY_DEPTH = 8
 
 Ended = Callable[[Exchange, str | None], None]
 
@@ -94,6 +92,11 @@ class CacheClient:
         """Exchanges that were sent and are not answered."""
         return sum(len(connection.in_flight) for connection in self._open)
 
+    @property
+    def _there(self) -> int:
+        """Connections that are up or soon will be."""
+        return len(self._open) + self._connecting
+
     def put(self, exchange: Exchange, priority: int) -> None:
         """Takes an exchange; it is sent at the end of this turn of the loop or when there is room."""
         self.queue.put(exchange, priority)
@@ -135,7 +138,12 @@ class CacheClient:
             if len(connections) > 1:
                 connections.sort(key=_load)
             share = max(SHARE_MIN, -(-waiting // len(connections)))
+            growing = self._trouble_since is None and self._there < self.limits.connections
             for connection in connections:
+                if growing and connection.in_flight:
+                    # What waits would stand behind these; a connection of its own is 0.1 ms away, and
+                    # an answer that comes sooner makes room here, see `answered`.
+                    break
                 self.fill(connection, share)
             waiting = self.waiting
         self._open_more(waiting)
@@ -178,10 +186,10 @@ class CacheClient:
         now = self._loop.time()
         if now < self._not_before:
             return
-        there = len(self._open) + self._connecting
+        there = self._there
         if limits.depth == 1:
             wanted = min(limits.connections, there + waiting - self._connecting)
-        elif waiting or self.in_flight > BUSY_DEPTH * len(self._open):
+        elif waiting:
             wanted = min(limits.connections, there + 1)
         else:
             return

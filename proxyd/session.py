@@ -160,7 +160,8 @@ class LinkSession:
         reader = self._reader
         lines = reader.feed(data)
         events: list[Event] = []
-        plain = reader.plain
+        # Before the greeting is answered no push is hot: none may come.
+        plain = reader.plain and self.state in (LinkState.SERVING, LinkState.DRAINING)
         for line in lines:
             hot = plain and line.startswith(b"!task ")
             event = self._cut_push(line) if hot else self._read(line)

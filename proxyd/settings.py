@@ -114,6 +114,9 @@ TABLE: tuple[Setting, ...] = (
             "a file that holds the key's secret (white space around it does not count)", _any),
     _number("agent", "credit", 16384, 1, 1_000_000,
             "targets an engine may have outstanding on each of its links (one a worker)"),
+    # Engines answer the beats that go out every 2.5 s; they in turn wait 15 s for those (PROTOCOL.md).
+    _seconds("agent", "silence_s", 15.0, 5, 600,
+             "an engine that says nothing for so long is given up and connected to again"),
     _seconds("agent", "stop_timeout_s", 20.0, 0, 600,
              "how long a graceful stop waits for what is in hand"),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),

@@ -228,7 +228,7 @@ def test_hostile_answers_fail_with_a_reason(script: object, reason: str) -> None
                 assert len(errors) == 1
                 assert errors[0] is not None
                 assert errors[0].startswith("cache c: ")
-            assert reason in str(list(told.values())[0][0])
+            assert reason in str(next(iter(told.values()))[0])
 
     run(test())
 
@@ -273,7 +273,9 @@ def test_a_cache_that_comes_back_in_time() -> None:
 def test_answers_are_judged(status: bytes, error: str | None) -> None:
     async def answer(visit: Visit) -> None:
         while await visit.request():
-            await visit.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 %b X\r\nContent-Length: 0\r\n\r\n" % status)
+            await visit.send(
+                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 %b X\r\nContent-Length: 0\r\n\r\n" % status
+            )
 
     async def test() -> None:
         async with Scripted(answer) as server:

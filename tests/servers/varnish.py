@@ -78,6 +78,11 @@ class Varnish(Server):
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=check)
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    def stat(self) -> str:
+        """What `varnishstat -1` prints."""
+        command = [find_program("varnishstat"), "-1", "-n", str(self.folder / "work")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+
     def bans(self) -> list[str]:
         """The expressions of the bans that Varnish holds, newest first, without its own."""
         lines = self.adm("ban.list").splitlines()[1:]

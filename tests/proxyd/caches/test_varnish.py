@@ -1,0 +1,202 @@
+"""What Varnish is asked, against a real one with the VCL that is shipped."""
+
+import msgspec
+import pytest
+
+from proxyd.caches import KINDS, Deed
+from tests.proxyd.caches.odd import LONGEST, ODD_PATHS
+from tests.proxyd.http import ask, get
+from tests.proxyd.rig import SHORT, perform, run, split_address
+from tests.servers import Origin, Varnish, wait_until
+
+pytestmark = pytest.mark.needs("varnishd")
+DEEDS = KINDS["varnish"].deeds
+PATIENT = msgspec.structs.replace(SHORT, answer_timeout_s=5)
+STREAMING = msgspec.structs.replace(PATIENT, depth=1, streaming=True, answer_max_bytes=None)
+
+
+def do(varnish: Varnish, deed: Deed, *targets: str) -> list[str | None]:
+    """Does a deed for each target; what was told of each, in order."""
+    raw = [target.encode() for target in targets]
+    limits = STREAMING if deed.method == b"GET" else PATIENT
+    told = run(perform(split_address(varnish.address), deed, raw, limits))
+    return [errors[0] for errors in told.values()]
+
+
+def is_hit(varnish: Varnish, host: str, path: str) -> bool:
+    """Whether a visitor is served from the cache; it is there afterwards in any case."""
+    answer = get(varnish.address, host, path)
+    assert answer.status == 200
+    return answer.headers["x-cache"] == "hit"
+
+
+def fill(varnish: Varnish, host: str, *paths: str) -> None:
+    """Puts objects into the cache."""
+    for path in paths:
+        get(varnish.address, host, path)
+        assert is_hit(varnish, host, path)
+
+
+@pytest.mark.parametrize("path", [*ODD_PATHS, LONGEST], ids=lambda path: path[:24])
+def test_purge_reaches_each_odd_url_and_only_it(varnish: Varnish, host: str, path: str) -> None:
+    others = [other for other in ODD_PATHS[:8] if other != path]
+    fill(varnish, host, path, *others)
+    assert do(varnish, DEEDS["url"], f"http://{host}{path}") == [None]
+    for other in others:
+        assert is_hit(varnish, host, other)
+    assert not is_hit(varnish, host, path)
+
+
+def test_what_the_origin_is_asked_is_byte_exact(varnish: Varnish, origin: Origin, host: str) -> None:
+    assert do(varnish, DEEDS["prefetch"], *(f"http://{host}{path}" for path in ODD_PATHS)) == [None] * len(
+        ODD_PATHS
+    )
+    asked = {path.decode() for name, path in origin.asked if name.decode() == host}
+    assert asked == set(ODD_PATHS)
+
+
+def test_purge_of_what_is_not_there_is_done(varnish: Varnish, host: str) -> None:
+    assert do(varnish, DEEDS["url"], f"http://{host}/never") == [None]
+
+
+def test_the_host_has_no_case_and_schemes_are_one(varnish: Varnish, host: str) -> None:
+    fill(varnish, host, "/a", "/b/c")
+    assert do(varnish, DEEDS["url"], f"https://{host.upper()}/a") == [None]
+    assert do(varnish, DEEDS["dir"], f"http://{host.title()}/b/") == [None]
+    assert not is_hit(varnish, host, "/a")
+    assert not is_hit(varnish, host, "/b/c")
+
+
+def test_the_port_is_part_of_the_key(varnish: Varnish, host: str) -> None:
+    fill(varnish, f"{host}:8080", "/a")
+    fill(varnish, host, "/a")
+    assert do(varnish, DEEDS["url"], f"http://{host}:8080/a") == [None]
+    assert is_hit(varnish, host, "/a")
+    assert not is_hit(varnish, f"{host}:8080", "/a")
+
+
+def test_a_directory_takes_what_lies_below_and_spares_the_rest(varnish: Varnish, host: str) -> None:
+    below = ["/dir/", "/dir/a", "/dir/b/c?x=1", "/dir/?q", "/dir//", "/dir/../up"]
+    beside = ["/dir", "/dirt/a", "/di/r", "/other/dir/a", "/x?u=/dir/", "/DIR/a", "/dir%2Fa"]
+    fill(varnish, host, *below, *beside)
+    fill(varnish, f"www.{host}", "/dir/a")
+    fill(varnish, f"{host}:81", "/dir/a")
+    assert do(varnish, DEEDS["dir"], f"http://{host}/dir/") == [None]
+    assert [path for path in beside if not is_hit(varnish, host, path)] == []
+    assert is_hit(varnish, f"www.{host}", "/dir/a")
+    assert is_hit(varnish, f"{host}:81", "/dir/a")
+    assert [path for path in below if is_hit(varnish, host, path)] == []
+
+
+# Prefix, what it must take, what it must spare: each would be wrong if a byte of the prefix meant something.
+ODD_DIRECTORIES = [
+    ("/a.b/", "/a.b/x", "/axb/x"),
+    ("/.*/", "/.*/x", "/any/x"),
+    ("/(a|b)/", "/(a|b)/x", "/a/x"),
+    ("/[ab]/", "/[ab]/x", "/a/x"),
+    ("/a{2}/", "/a{2}/x", "/aa/x"),
+    ("/a+/", "/a+/x", "/aa/x"),
+    ("/a?b/", "/a?b/x", "/b/x"),
+    ("/^$/", "/^$/x", "/x"),
+    ("/a$/", "/a$/x", "/a/x"),
+    ("/a|/", "/a|/x", "/other"),
+    ("/\\d/", "/\\d/x", "/1/x"),
+    ("/\\Qa\\E/", "/\\Qa\\E/x", "/a/x"),
+    ("/(?i)A/", "/(?i)A/x", "/a/x"),
+    ("/\\1/", "/\\1/x", "/x"),
+    ('/"/', '/"/x', "/x"),
+    ("/'/", "/'/x", "/x"),
+    ("/&&/", "/&&/x", "/x"),
+    ('/x"&&obj.status!=0||"/', '/x"&&obj.status!=0||"/y', "/x"),
+    ("/%20&&%20/", "/%20&&%20/x", "/x"),
+    ("/*/", "/*/x", "/y/x"),
+    ("/a/?x=[1]&/", "/a/?x=[1]&/2", "/a/?x=1&/2"),
+    ("//", "//x", "/x"),
+    ("/a/../b/", "/a/../b/x", "/b/x"),
+    ("/" + ".*" * 1000 + "/", "/" + ".*" * 1000 + "/x", "/a/x"),
+]
+
+
+@pytest.mark.parametrize(("prefix", "inside", "outside"), ODD_DIRECTORIES, ids=lambda text: text[:20])
+def test_no_byte_of_a_directory_means_anything(
+    varnish: Varnish, host: str, prefix: str, inside: str, outside: str
+) -> None:
+    fill(varnish, host, inside, outside)
+    fill(varnish, f"b.{host}", inside)
+    assert do(varnish, DEEDS["dir"], f"http://{host}{prefix}") == [None]
+    assert is_hit(varnish, host, outside)
+    assert is_hit(varnish, f"b.{host}", inside)
+    assert not is_hit(varnish, host, inside)
+
+
+def test_the_dot_in_a_host_means_a_dot(varnish: Varnish, host: str) -> None:
+    twin = host.replace(".", "x")
+    fill(varnish, twin, "/d/a")
+    assert do(varnish, DEEDS["dir"], f"http://{host}/d/") == [None]
+    assert is_hit(varnish, twin, "/d/a")
+
+
+def test_bans_are_lurker_friendly(origin: Origin) -> None:
+    """The lurker can only drop objects for bans that ask for nothing but obj.*."""
+    fast_lurker = ("ban_lurker_age=0.1", "ban_lurker_sleep=0.01")
+    with Varnish(origin.address, params=fast_lurker) as varnish:
+        fill(varnish, "lurk.example", "/d/a", "/e")
+        assert do(varnish, DEEDS["dir"], "http://lurk.example/d/") == [None]
+        wait_until(lambda: "\nMAIN.n_object 1 " in _squeeze(varnish), what="the lurker dropped the object")
+        assert is_hit(varnish, "lurk.example", "/e")
+
+
+def _squeeze(varnish: Varnish) -> str:
+    return "\n" + "\n".join(" ".join(line.split()) for line in varnish.stat().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "status"),
+    [
+        ("ok.example", "/fine/", 200),
+        ("a b", "/x/", 400),
+        ("a&&b", "/x/", 400),
+        ('"a"', "/x/", 400),
+        ("a||obj.status", "/x/", 400),
+        ("a\tb", "/x/", 400),
+        ("", "/x/", 400),
+        ("ok.example", "http://ok.example/x/", 200),
+        ("ok.example", "*", 400),
+    ],
+)
+def test_the_vcl_takes_no_odd_host_from_anybody(varnish: Varnish, host: str, path: str, status: int) -> None:
+    before = varnish.bans()
+    assert ask(varnish.address, "BAN", host, path).status == status
+    new = len(varnish.bans()) - len(before)
+    assert new <= (1 if status == 200 else 0)
+
+
+@pytest.mark.parametrize("method", ["PURGE", "BAN"])
+def test_what_a_proxy_passed_on_may_not_purge(varnish: Varnish, host: str, method: str) -> None:
+    answer = ask(varnish.address, method, host, "/", "X-Forwarded-For: 203.0.113.9\r\n")
+    assert answer.status == 403
+
+
+def test_visitors_see_nothing_of_it(varnish: Varnish, host: str) -> None:
+    answer = get(varnish.address, host, "/a")
+    assert not [name for name in answer.headers if "refreshd" in name]
+
+
+def test_prefetch_makes_the_next_visit_a_hit(varnish: Varnish, origin: Origin, host: str) -> None:
+    origin.sizes[b"/warm/big"] = 3_000_000
+    targets = [f"http://{host}/warm/{name}" for name in ("a", "b", "big")]
+    assert do(varnish, DEEDS["prefetch"], *targets) == [None, None, None]
+    assert [is_hit(varnish, host, f"/warm/{name}") for name in ("a", "b", "big")] == [True] * 3
+
+
+def test_prefetch_of_what_the_origin_has_not(varnish: Varnish, origin: Origin, host: str) -> None:
+    origin.statuses[b"/gone"] = 404
+    assert do(varnish, DEEDS["prefetch"], f"http://{host}/gone") == ["cache c: GET was answered 404"]
+
+
+def test_a_varnish_without_the_vcl_is_told_from_one_with_it(origin: Origin) -> None:
+    vcl = f'vcl 4.1; backend b {{ .host = "127.0.0.1"; .port = "{origin.port}"; }}'
+    origin.statuses[b"/unknown-method"] = 501
+    with Varnish(origin.address, vcl=vcl) as varnish:
+        [error] = do(varnish, DEEDS["url"], "http://h.example/unknown-method")
+        assert error == "cache c: PURGE was answered 501 (include refreshd.vcl in the VCL, see docs/agent.md)"

@@ -1,0 +1,144 @@
+"""proxyd.toml: what is read, and every way to get it wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from proxyd import settings
+from proxyd.addresses import format_address, parse_address
+from proxyd.config import default_config, load
+from proxyd.errors import ConfigError
+
+GOOD = """\
+[agent]
+name = "pop1"
+group = "eu"
+layer = 1
+engines = ["127.0.0.1:7070", "[::1]:7071"]
+key = "k1"
+secret_file = "secret"
+
+[slow]
+connections = 2
+patience_s = 3
+
+[[cache]]
+name = "v1"
+kind = "varnish"
+address = "127.0.0.1:6081"
+
+[[cache]]
+name = "t1"
+kind = "ats"
+address = "cache.example:8080"
+"""
+
+
+def read(folder: Path, text: str) -> list[str]:
+    """The faults, without the file's name."""
+    path = folder / "proxyd.toml"
+    path.write_text(text)
+    (folder / "secret").write_text(" s3cret\n")
+    (folder / "empty").write_text("\n")
+    try:
+        load(path)
+    except ConfigError as error:
+        return [fault.removeprefix(str(path)).removeprefix(":") for fault in error.faults]
+    return []
+
+
+def test_all_of_it(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD) == []
+    config = load(tmp_path / "proxyd.toml")
+    assert config.engines == [("127.0.0.1", 7070), ("::1", 7071)]
+    assert (config.name, config.group, config.layer) == ("pop1", "eu", 1)
+    assert (config.key, config.secret) == ("k1", b"s3cret")
+    assert (config.slow.connections, config.slow.patience_s) == (2, 3.0)
+    assert [(cache.name, cache.kind, cache.address) for cache in config.caches] == [
+        ("v1", "varnish", ("127.0.0.1", 6081)),
+        ("t1", "ats", ("cache.example", 8080)),
+    ]
+
+
+def test_without_a_file() -> None:
+    config = default_config()
+    assert config.engines == [("127.0.0.1", 7070)]
+    assert config.caches[0].address == ("127.0.0.1", 6081)
+    assert config.name
+
+
+NOT_BUILT = "is not built yet; this version knows varnish, ats"
+BAD = [
+    ('kind = "ats"', 'kind = "nginx"', f"20: kind: kind 'nginx' {NOT_BUILT}"),
+    ('kind = "ats"', 'kind = "squid"', f"20: kind: kind 'squid' {NOT_BUILT}"),
+    ('kind = "ats"', 'kind = "apache"', "20: kind: 'apache' is not one of varnish, ats"),
+    ('kind = "ats"\n', "", "18: [[cache]] needs kind: varnish, ats"),
+    ("group =", "gruop =", "3: unknown key 'gruop' in [agent]; did you mean 'group'?"),
+    ('address = "cache', 'adress = "cache', "21: unknown key 'adress' in [[cache]]; did you mean 'address'?"),
+    ("[slow]", "[slwo]", "9: unknown section [slwo]; did you mean 'slow'?"),
+    ("layer = 1", "layer = 16", "4: layer: 16 is not 0 to 15"),
+    ("layer = 1", 'layer = "1"', "4: layer: got '1', wanted 0 to 15"),
+    ("layer = 1", "layer = true", "4: layer: got True, wanted 0 to 15"),
+    ('"t1"', '"v1"', "19: two caches are named 'v1'"),
+    ('"t1"', '"t 1"', "19: name: 't 1' is not 1 to 64 of A-Za-z0-9._:-"),
+    ('"127.0.0.1:7070"', '"127.0.0.1"', "5: engines: '127.0.0.1' is not HOST:PORT"),
+    ('"127.0.0.1:7070"', "7070", "5: engines: 7070 is not HOST:PORT"),
+    ('"[::1]:7071"', '"127.0.0.1:7070"', "5: engines: an engine stands there twice"),
+    ('["127.0.0.1:7070", "[::1]:7071"]', "[]", "5: engines: got 0 engines, wanted 1 to 64"),
+    ('key = "k1"\n', "", "6: key and secret_file go together"),
+    ('"secret"', '"nowhere"', "7: secret_file: nowhere cannot be read: No such file or directory"),
+    ('"secret"', '"empty"', "7: secret_file: empty is empty"),
+    ('name = "pop1"', 'name = "pop1', "2: Illegal character '\\n' (at line 2, column 13)"),
+    ("[agent]", "[[agent]]", "1: [agent] is one section, in single brackets"),
+    ("patience_s = 3", "patience_s = -1", "11: patience_s: -1.0 is not 0 to 3600"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "fault"), BAD, ids=lambda text: text[:30])
+def test_each_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, fault: str) -> None:
+    assert GOOD.count(old) >= 1
+    assert fault in read(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("layer = 1", "layer = 99").replace('"ats"', '"nginx"').replace("group", "gruop")
+    assert len(read(tmp_path, text)) == 3
+
+
+def test_no_cache(tmp_path: Path) -> None:
+    assert read(tmp_path, '[agent]\nname = "a"\n') == [" no [[cache]]: an agent needs at least one to act on"]
+    assert read(tmp_path, "[cache]\nname = 1\n")[0] == "1: [[cache]] stands in double brackets"
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "nothing.toml")
+    (tmp_path / "binary").write_bytes(b"a = 1\nb = \xff\n")
+    with pytest.raises(ConfigError, match="binary:2: not UTF-8"):
+        load(tmp_path / "binary")
+
+
+@pytest.mark.parametrize("text", ["a:1", "127.0.0.1:65535", "[::1]:80", "cache.example:6081"])
+def test_addresses(text: str) -> None:
+    address = parse_address(text)
+    assert address is not None
+    assert format_address(address) == text
+
+
+@pytest.mark.parametrize("text", ["", "a", ":1", "a:", "a:0", "a:65536", "::1:80", "a b:1", "a:x", "a:-1"])
+def test_bad_addresses(text: str) -> None:
+    assert parse_address(text) is None
+
+
+@pytest.mark.parametrize("setting", settings.TABLE, ids=lambda setting: f"{setting.section}.{setting.key}")
+def test_each_row_is_whole(setting: settings.Setting) -> None:
+    assert setting.doc
+    assert setting.wanted
+    if setting.default is not settings.REQUIRED and setting.default is not None:
+        assert type(setting.default) is setting.type
+        assert setting.fault(setting.default) is None
+
+
+def test_the_docs_show_the_table() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs" / "agent.md"
+    assert settings.render_reference() in docs.read_text(), "run: python -m proxyd.settings"

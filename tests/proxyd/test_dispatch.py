@@ -1,0 +1,236 @@
+"""From a push to its report, with caches that end exchanges when the test says so."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from proxyd.caches import KINDS
+from proxyd.dispatch import Dispatcher, Lanes
+from proxyd.outbox import Outbox
+from proxyd.tasks import Exchange
+from wire.lines import parse
+from wire.tasks import PushHead
+
+URL = PushHead(type="url")
+
+
+class FakeClient:
+    """Takes exchanges and keeps them."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Exchange, int]] = []
+
+    def put(self, exchange: Exchange, priority: int) -> None:
+        self.taken.append((exchange, priority))
+
+    @property
+    def waiting(self) -> int:
+        return len(self.taken)
+
+
+class Bench:
+    """A dispatcher with fake caches and one outbox."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.held: list[bool] = []
+        self.dispatcher = Dispatcher(self.held.append)
+        self.lanes = [Lanes(f"c{n}", KINDS[kind], FakeClient(), FakeClient()) for n, kind in enumerate(kinds)]  # type: ignore[arg-type]
+        self.dispatcher.use_caches(self.lanes)
+        self.box = Outbox(lambda: None)
+
+    def push(self, task_id: str, *targets: str, head: PushHead = URL, box: Outbox | None = None) -> None:
+        raw = [target.encode() for target in targets]
+        self.dispatcher.push(self.box if box is None else box, task_id.encode(), head, raw, 1.0)
+
+    def taken(self, cache: int = 0, *, slow: bool = False) -> list[Exchange]:
+        """What a cache has in hand, in order."""
+        client = self.lanes[cache].slow if slow else self.lanes[cache].fast
+        return [exchange for exchange, _ in client.taken]  # type: ignore[attr-defined]
+
+    def end(self, cache: int = 0, error: str | None = None, *, slow: bool = False) -> None:
+        """Ends the first exchange of a cache."""
+        client = self.lanes[cache].slow if slow else self.lanes[cache].fast
+        exchange, _ = client.taken.pop(0)  # type: ignore[attr-defined]
+        self.dispatcher.ended(exchange, error)
+
+    def reports(self, box: Outbox | None = None) -> list[dict[str, object]]:
+        kept, active = (self.box if box is None else box).take(2.0, 1 << 20)
+        lines = [parse(line[:-1]) for line in kept + active]
+        return [{**line.fields, "items": line.items} for line in lines]
+
+
+def done(*ids: str) -> list[dict[str, object]]:
+    return [{"state": "done", "ms": "1000", "items": ids}]
+
+
+def test_one_target_one_cache() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/1")
+    assert bench.dispatcher.figures() == {"fast": 1, "slow": 0, "inflight": 1}
+    bench.end()
+    assert bench.reports() == done("a")
+    assert bench.dispatcher.figures() == {"fast": 0, "slow": 0, "inflight": 0}
+    assert (bench.dispatcher.tasks, bench.box.owed) == (0, 0)
+
+
+def test_priority_reaches_the_queue() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/1", head=PushHead(type="url", priority=9))
+    assert bench.lanes[0].fast.taken[0][1] == 9  # type: ignore[attr-defined]
+
+
+def test_prefetch_goes_the_slow_way() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/1", head=PushHead(type="prefetch"))
+    assert [exchange.request[:4] for exchange in bench.taken(slow=True)] == [b"GET "]
+    assert bench.taken() == []
+
+
+def test_many_targets_end_together() -> None:
+    bench = Bench("varnish")
+    bench.push("a", *(f"http://h/{number}" for number in range(3)))
+    bench.end()
+    bench.end(error="bad luck")
+    assert bench.reports() == []
+    bench.dispatcher.tell_progress()
+    assert bench.reports() == [
+        {"state": "active", "task_id": "a", "done": "1", "failed": "1", "items": None},
+    ]
+    bench.dispatcher.tell_progress()
+    assert bench.reports() == []
+    bench.end()
+    assert bench.reports() == [
+        {
+            "state": "failed",
+            "task_id": "a",
+            "done": "2",
+            "failed": "1",
+            "error": "bad luck",
+            "items": ("http://h/1",),
+        }
+    ]
+
+
+def test_several_caches_must_all_do_it() -> None:
+    bench = Bench("varnish", "ats")
+    bench.push("a", "http://h/1")
+    bench.end(0)
+    assert bench.reports() == []
+    bench.end(1)
+    assert bench.reports() == done("a")
+    bench.push("b", "http://h/1")
+    bench.end(1, "down")
+    bench.end(0, "down too")
+    [report] = bench.reports()
+    assert (report["failed"], report["error"]) == ("1", "down")
+
+
+@pytest.mark.parametrize("task_type", ["regex", "tag"])
+def test_what_no_cache_can_do_is_refused(task_type: str) -> None:
+    bench = Bench("varnish", "ats")
+    bench.push("a", "http://h/1", "http://h/2", head=PushHead(type=task_type))
+    [report] = bench.reports()
+    assert report["state"] == "failed"
+    assert report["failed"] == "2"
+    assert str(report["error"]).startswith(f"cache c0: type={task_type} refused: ")
+
+
+def test_what_one_cache_cannot_do_is_done_at_the_other_and_failed() -> None:
+    bench = Bench("varnish", "ats")
+    bench.push("a", "http://h/d/", head=PushHead(type="dir"))
+    assert [exchange.request[:8] for exchange in bench.taken(0)] == [b"BAN /d/ "]
+    assert bench.taken(1) == []
+    bench.end(0)
+    [report] = bench.reports()
+    assert str(report["error"]).startswith("cache c1: type=dir refused: Traffic Server")
+
+
+def test_bad_targets_fail_and_good_ones_are_done() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/a b", "http://h/fine")
+    bench.end()
+    [report] = bench.reports()
+    assert (report["done"], report["failed"], report["items"]) == ("1", "1", ("http://h/a b",))
+    bench.push("d", "http://h/no-slash", head=PushHead(type="dir"))
+    assert bench.reports()[0]["error"] == "a directory ends in /"
+
+
+def test_a_repeat_in_flight_is_not_done_twice_and_reported_to_the_newest() -> None:
+    bench = Bench("varnish")
+    newer = Outbox(lambda: None)
+    bench.push("a", "http://h/1")
+    bench.push("a", "http://h/1", box=newer)
+    assert len(bench.taken()) == 1
+    assert (bench.box.owed, newer.owed) == (0, 1)
+    bench.end()
+    assert bench.reports() == []
+    assert bench.reports(newer) == done("a")
+
+
+def test_a_repeat_after_the_report_is_done_again() -> None:
+    bench = Bench("varnish")
+    for _ in range(2):
+        bench.push("a", "http://h/1")
+        bench.end()
+        assert bench.reports() == done("a")
+
+
+def test_cancelled_is_neither_begun_nor_reported() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/1", "http://h/2")
+    first, second = bench.taken()
+    bench.dispatcher.cancel([b"a", b"unknown"])
+    assert first.task.expires_at == second.task.expires_at == 0.0
+    bench.end()
+    bench.end(error="dropped")
+    assert bench.reports() == []
+    assert (bench.dispatcher.open_targets, bench.dispatcher.tasks, bench.box.owed) == (0, 0, 0)
+
+
+def test_a_cancelled_id_can_come_again() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/old")
+    bench.dispatcher.cancel([b"a"])
+    bench.push("a", "http://h/new")
+    bench.end()
+    assert bench.reports() == []
+    bench.end()
+    assert bench.reports() == done("a")
+
+
+def test_ttl_is_passed_on() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/1", head=PushHead(type="url", ttl_s=60))
+    bench.push("b", "http://h/1")
+    assert [exchange.task.expires_at for exchange in bench.taken()] == [61.0, math.inf]
+
+
+def test_overfull_holds_the_links_until_half_is_done() -> None:
+    bench = Bench("varnish")
+    bench.dispatcher.limit(credit=1, links=2)
+    for number in range(5):
+        bench.push(f"t{number}", "http://h/1")
+    assert bench.held == [True]
+    bench.end()
+    bench.end()
+    assert bench.held == [True]
+    bench.end()
+    assert bench.held == [True, False]
+
+
+def test_a_push_that_cannot_be_read_is_reported_failed() -> None:
+    bench = Bench("varnish")
+    bench.dispatcher.refuse(bench.box, b"a", 3, "no such type", 1.0)
+    assert bench.reports() == [
+        {
+            "state": "failed",
+            "task_id": "a",
+            "done": "0",
+            "failed": "3",
+            "error": "no such type",
+            "items": None,
+        }
+    ]
+    assert bench.box.owed == 0
