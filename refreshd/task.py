@@ -255,7 +255,8 @@ def failure_mark(rank: int, ms: int, failure: Failure) -> bytes:
 def read_marks(marks: bytes) -> dict[int, tuple[int, Failure | None]]:
     """Rank → (ms, failure or None), from the marks of a task."""
     read: dict[int, tuple[int, Failure | None]] = {}
-    for text in marks.decode().split():
+    # At the space and nothing else: an error may hold other white space, such as U+00A0.
+    for text in marks.decode().split(" ")[:-1]:
         rank, ms, *rest = text.split(":", 4)
         failure = Failure(int(rest[0]), int(rest[1]), unescape(rest[2])) if rest else None
         read[int(rank)] = (int(ms), failure)

@@ -234,7 +234,11 @@ class Engine:
                 )
                 turn.fill(place, format_refused(refused))
             else:
-                turn.fill(place, reply(task))
+                try:
+                    part = reply(task)
+                except Refused as refused:
+                    part = format_refused(refused)
+                turn.fill(place, part)
 
         self.after_saved(task_id, answer)
 
@@ -268,20 +272,23 @@ class Engine:
     def _known_as_finished(self, batch: SaveBatch, known: dict[bytes, int]) -> None:
         """Ids that belong to finished tasks: whoever sent them is answered from the store."""
         fresh: list[Task] = []
+        by_reply: dict[bytes, Task] = {}
         for task in batch.tasks:
-            serial = known.get(task.id)
-            if serial is None or serial == task.serial:
+            if known.get(task.id, task.serial) == task.serial:
                 fresh.append(task)
-                continue
-            del self.tasks[task.id]
-            expected = accepted_reply(task)
-            for turn in batch.turns:
-                if expected in turn.parts:
-                    place = turn.parts.index(expected)
-                    turn.waiting += 1
-                    self._listener.id_is_finished(task, serial, turn, place)
-            self._settle_waiters(task.id, serial)
+            else:
+                by_reply[accepted_reply(task)] = task
+                del self.tasks[task.id]
         batch.tasks = fresh
+        # One walk over the replies: a client may repeat tens of thousands of tasks at once.
+        for turn in batch.turns:
+            for place, part in enumerate(turn.parts):
+                repeat = by_reply.get(part)
+                if repeat is not None:
+                    turn.waiting += 1
+                    self._listener.id_is_finished(repeat, known[repeat.id], turn, place)
+        for task in by_reply.values():
+            self._settle_waiters(task.id, known[task.id])
 
     def not_saved(self, batch: SaveBatch, error: StoreError) -> None:
         """See `SaverOwner`."""
@@ -442,6 +449,9 @@ class Engine:
         log.warning("the wall clock jumped", by_ms=offset_ms - self._due_offset_ms)
         self._due_offset_ms = offset_ms
         waiting = [entry for entry in self.wheel if isinstance(entry, Task)]
+        for task in waiting:
+            # One that is due by now goes into its log, and must not fire once more.
+            self.wheel.remove(task)
         self._start_all(waiting)
 
     def housekeeping(self) -> None:

@@ -49,7 +49,11 @@ class Watches:
             self._deliver(slot, number, push)
         if task.state in FINAL:
             for who in self._watchers.pop(task.id):
-                self._by_connection[who].discard(task.id)
+                watched = self._by_connection[who]
+                watched.discard(task.id)
+                if not watched:
+                    # A sibling does not tell of the end of a connection that watches nothing.
+                    del self._by_connection[who]
 
     def forget(self, slot: int, number: int) -> None:
         """A connection is gone."""
