@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,27 @@ def test_a_watch_outlives_the_worker(engine: Engine) -> None:
             assert seen[-1] == "complete"
 
     asyncio.run(body())
+
+
+def test_a_signed_greeting_is_accepted_and_others_are_not(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s3cret")
+    secret.chmod(0o600)
+    key = f'[[key]]\nname = "acme"\nsecret_file = "{secret}"\ndomains = ["example.com"]\n'
+
+    async def body(engine: Engine) -> None:
+        async with client_of(engine, key="acme", secret=b"s3cret", zip=True) as client:
+            outcomes = [outcome async for outcome in client.post_many(tasks(20))]
+            assert [outcome.error for outcome in outcomes if outcome.error] == []
+            foreign = NewTask("f", HEAD, ("http://other.example.net/",))
+            with pytest.raises(Refused, match="denied"):
+                await client.post(foreign)
+        async with client_of(engine, key="acme", secret=b"other") as stranger:
+            with pytest.raises(Refused, match="does not hold"):
+                await stranger.ping()
+        async with client_of(engine) as nobody:
+            with pytest.raises(Refused, match="auth"):
+                await nobody.post(next(tasks(1)))
+
+    with Engine(proxies=["p1"], settings='auth = "required"', more=key) as engine:
+        asyncio.run(body(engine))

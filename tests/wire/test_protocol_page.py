@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import wire
+from refreshd.worker import connection, proxies, requests
 from wire import fields
 from wire.compress import CHUNK_MAX_BYTES
 from wire.errors import CODES, BadLine
@@ -79,6 +80,16 @@ def test_words_are_listed() -> None:
 )  # fmt: skip
 def test_limits_are_those_of_the_code(number: str) -> None:
     assert number in PAGE
+
+
+def test_the_engine_has_the_limits_that_the_page_states() -> None:
+    assert f"| {connection.PENDING_MAX:,};" in PAGE
+    assert f"{connection.LINE_PATIENCE_S:.0f} s from its first byte" in PAGE
+    assert f"reads nothing for {connection.WRITE_PATIENCE_S:.0f} s" in PAGE
+    assert f"leaves {connection.PUSHES_MAX_BYTES >> 20} MiB of pushes" in PAGE
+    assert f"default {requests.DEFAULT_LIMIT};" in PAGE
+    assert f"cut at {proxies.ERROR_MAX_CHARS} characters" in PAGE
+    assert f"after {proxies.OFFLINE_AFTER_MS // 1000} s without a line" in PAGE
 
 
 def test_the_example_is_of_the_protocol() -> None:

@@ -201,11 +201,23 @@ class Lanes:
 
     def _learn(self, lane: Lane, welcome: Welcome) -> None:
         self.line_max = welcome.line_max
-        self._workers = welcome.workers
+        if welcome.workers != self._workers:
+            self._workers = welcome.workers
+            self._drop_lanes_from(welcome.workers)
         if lane.worker is None:
             del self._lanes[None]
             lane.worker = welcome.worker
             self._lanes[welcome.worker] = lane
+
+    def _drop_lanes_from(self, workers: int) -> None:
+        """The engine has so many workers now; the lanes of others lead nowhere of their own."""
+        gone = [lane for number, lane in self._lanes.items() if number is not None and number >= workers]
+        for lane in gone:
+            del self._lanes[lane.worker]
+            lane.alive = False
+            if lane.link is not None:
+                lane.link.retire()
+        self._redispatch(gone)
 
     def _redispatch(self, lanes: Sequence[Lane]) -> None:
         calls: list[Call] = []
