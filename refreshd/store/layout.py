@@ -3,6 +3,7 @@
 data/store/layout       `lanes=2`, written last, so that it tells of a complete folder
 data/store/lane-0.db    rows of the shards with shard % lanes == 0
 data/store/lane-1.db
+data/store/lane-1.made  this lane has had tables: SQLite would take an emptied file for a new database
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from refreshd.errors import StoreDamaged
 from wire import SHARDS
 
 _FOLDER = "store"
+_MADE = ".made"
 
 
 def lane_path(data: Path, lane: int) -> Path:
@@ -34,12 +36,27 @@ def read_or_create(data: Path, workers: int) -> int:
         _refuse_leftovers(data)
         return _create(path, data, min(max(workers, 1), SHARDS))
     for lane in range(lanes):
-        if not lane_path(data, lane).exists():
+        file = lane_path(data, lane)
+        fault = (
+            "missing" if not file.exists() else "empty" if _was_made(file) and not file.stat().st_size else ""
+        )
+        if fault:
             raise StoreDamaged(
-                f"{lane_path(data, lane)} is missing though {path} tells of {lanes} lanes; "
+                f"{file} is {fault} though {path} tells of {lanes} lanes; "
                 "restore it from a backup, or start with an empty data folder"
             )
     return lanes
+
+
+def lane_is_made(path: Path) -> None:
+    """Notes that a lane has its tables, before the first task is written. Raises: OSError."""
+    if not _was_made(path):
+        path.with_suffix(_MADE).touch(mode=0o600)
+        _sync_folder(path.parent)
+
+
+def _was_made(path: Path) -> bool:
+    return path.with_suffix(_MADE).exists()
 
 
 def _parse(path: Path) -> int:
@@ -68,9 +85,13 @@ def _create(path: Path, data: Path, lanes: int) -> int:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+    return lanes
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return lanes

@@ -39,6 +39,8 @@ PENDING_MAX = 4_096
 WRITE_HIGH_BYTES = 1 << 20
 PUSHES_MAX_BYTES = 8 << 20
 LINE_PATIENCE_S = 60.0
+# What a peer sends after its connection has ended is read and dropped for this long.
+LINGER_S = 2.0
 WRITE_PATIENCE_S = 60.0
 
 
@@ -70,6 +72,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._closing = False
         """It ends once all replies are out; what still comes is not looked at."""
+        self._cut_off = False
+        """It ends because of what the peer sent, and the peer may be sending still."""
         self._at_end = False
         """The peer has ended its side."""
         self._watch_turns = 0
@@ -212,7 +216,20 @@ class Connection(asyncio.Protocol):
         if self._paused:
             self._regulate()
         if (self._closing or self._at_end) and self._is_over() and self.transport is not None:
-            self.transport.close()
+            self._end(self.transport)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        """Everything was said. A peer that is still sending is let finish, for a while.
+
+        Closing with unread bytes makes TCP reset the connection, and a reset can
+        destroy the very reply that says what was wrong.
+        """
+        if self._at_end or not self._cut_off:
+            transport.close()
+        elif not transport.is_closing():
+            transport.write_eof()
+            self._cut_off = False
+            self.hub.loop.call_later(LINGER_S, transport.abort)
 
     def _forget_ended(self, turn: Turn) -> None:
         """Of what was to be watched, some is not there or final already: nothing will be pushed."""
@@ -264,7 +281,7 @@ class Connection(asyncio.Protocol):
         turn.parts.append(format_refused(refused))
         self._pending += 1
         self._turns.append(turn)
-        self._closing = True
+        self._closing = self._cut_off = True
         turn.release()
 
     def _regulate(self) -> None:

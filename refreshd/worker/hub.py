@@ -27,7 +27,7 @@ from refreshd.rates import Rate
 from refreshd.scoreboard import Row, Scoreboard
 from refreshd.shard import ShardMap, created_ms
 from refreshd.store.base import ProxyRow, Reader
-from refreshd.store.layout import lane_path
+from refreshd.store.layout import lane_is_made, lane_path
 from refreshd.store.sqlite import SqliteLane, SqliteReader
 from refreshd.task import Task, read_terms
 from refreshd.worker.callers import Caller
@@ -102,6 +102,7 @@ class Hub:
                 slot=self.shards.slot,
                 sharers=self.shards.sharers(number),
             )
+            lane_is_made(path)
             lane.index_finished()
             reader = self._readers[number] = SqliteReader(path)
             for row in reader.proxies():
@@ -147,17 +148,17 @@ class Hub:
         self.engine.start_loaded()
         self.queries.start()
         self._tick()
-        self._every_second()
+        self._every_half_second()
         self._every_five_seconds()
 
     def _tick(self) -> None:
         self.engine.tick()
         self.loop.call_later(0.1, self._tick)
 
-    def _every_second(self) -> None:
+    def _every_half_second(self) -> None:
         self.proxies.sweep()
         self.show()
-        self.loop.call_later(0.5, self._every_second)
+        self.loop.call_later(0.5, self._every_half_second)
 
     def _every_five_seconds(self) -> None:
         now_s = time.monotonic()

@@ -69,6 +69,10 @@ class Process:
         except (RefreshdError, OSError) as error:
             self._say(control.Failed(str(error)))
             return EXIT_BOOT
+        except Exception as error:
+            log.exception("a fault while starting")
+            self._say(control.Failed(f"a fault of the engine while starting: {error!r}"))
+            return EXIT_BOOT
         await self._end.wait()
         return await self._stop()
 
