@@ -29,6 +29,7 @@ from tests.peer.raw import Peer, Reply
 from tests.peer.waiting import PATIENCE_S, UNIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
+_INJECT = ROOT / "tests" / "faults" / "inject"
 _LOG_TAIL_CHARS = 6_000
 
 
@@ -40,7 +41,9 @@ class Engine:
     """An engine as an operator runs it: `refreshd --config FILE`, in a session of its own.
 
     `settings` are lines of `[engine]`, `more` is TOML behind it, `proxies` the
-    listed fleet: names, or whole `[[proxy]]` bodies.
+    listed fleet: names, or whole `[[proxy]]` bodies. `environment` and `constants`
+    (module → name → value) are for the workers, see faults/inject. `before` is a
+    command that runs the program.
     """
 
     def __init__(
@@ -51,17 +54,20 @@ class Engine:
         settings: str = "",
         more: str = "",
         environment: Mapping[str, str] | None = None,
+        constants: Mapping[str, Mapping[str, int]] | None = None,
         before: Iterable[str] = (),
-        data: Path | None = None,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="refreshd-test-"))
-        self.data = data or self.folder / "data"
+        self.data = self.folder / "data"
         self.workers = workers
         self.settings = settings
         self.more = more
         self.proxies = list(proxies)
         self.process: subprocess.Popen[bytes] | None = None
         self._environment = {**os.environ, **(environment or {})}
+        if environment or constants:
+            self._environment["PYTHONPATH"] = str(_INJECT)
+            self._environment["REFRESHD_CONSTANTS"] = json.dumps(constants or {})
         self._before = list(before)
         self._starts = 0
 

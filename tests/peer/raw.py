@@ -7,6 +7,7 @@ parted by one space, no key stands twice, a push never stands inside a listing.
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self
 from zlib import crc32
@@ -26,14 +27,15 @@ class Line(NamedTuple):
     items: list[str]
 
 
-class Reply(NamedTuple):
+@dataclass(frozen=True)
+class Reply:
     """The answer to one request, its rows if it was a listing."""
 
     ok: bool
     fields: dict[str, str]
     rows: list[dict[str, str]]
 
-    def __getitem__(self, key: str) -> str:  # type: ignore[override]
+    def __getitem__(self, key: str) -> str:
         return self.fields[key]
 
     @property
@@ -87,7 +89,8 @@ def read_line(raw: bytes) -> Line:
     fields: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        assert equals and key and key not in fields, f"{pair!r} in {raw!r}"
+        assert equals, f"{pair!r} in {raw!r}"
+        assert key not in fields, f"{key!r} twice in {raw!r}"
         fields[key] = unescape(value)
     items = [unescape(item) for item in tail.split(" ")] if dashes else []
     assert all(items) or not dashes, f"an empty item in {raw!r}"

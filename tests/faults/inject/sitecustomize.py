@@ -1,0 +1,55 @@
+"""Faults for the worker processes of an engine that is started with this folder in PYTHONPATH.
+
+REFRESHD_SYNC_FAILS=FILE   while FILE is there, every fsync and fdatasync of a worker fails with EIO:
+                           by a seccomp filter, so that SQLite meets the error where a disk would give it.
+                           A worker that once saw FILE keeps failing; the next one starts afresh.
+REFRESHD_CONSTANTS=JSON    other values for constants: {"refreshd.worker.proxies": {"OFFLINE_AFTER_MS": 3000}}
+"""
+
+import ctypes
+import errno
+import importlib
+import json
+import os
+import platform
+import struct
+import sys
+import threading
+import time
+
+_SYSCALLS = {"x86_64": (317, (74, 75)), "aarch64": (277, (82, 83))}
+"""Machine → the number of seccomp(2), and those of fsync and fdatasync."""
+_PR_SET_NO_NEW_PRIVS, _SET_MODE_FILTER, _FLAG_TSYNC = 38, 1, 1
+_LOAD_NUMBER, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+
+
+def _fail_syncs() -> None:
+    """From now on no sync of any thread of this process succeeds."""
+    seccomp, numbers = _SYSCALLS[platform.machine()]
+    steps = [(_LOAD_NUMBER, 0, 0, 0)]
+    for left, number in zip(range(len(numbers), 0, -1), numbers, strict=True):
+        steps.append((_JUMP_IF_EQUAL, left, 0, number))
+    steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EIO)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    header = struct.pack("HxxxxxxP", len(steps), ctypes.addressof(program))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if libc.syscall(seccomp, _SET_MODE_FILTER, _FLAG_TSYNC, ctypes.c_char_p(header)) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def _watch(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.02)
+    _fail_syncs()
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+if "refreshd.worker" in sys.orig_argv:
+    for _module, _values in json.loads(os.environ.get("REFRESHD_CONSTANTS", "{}")).items():
+        for _name, _value in _values.items():
+            setattr(importlib.import_module(_module), _name, _value)
+    if _path := os.environ.get("REFRESHD_SYNC_FAILS"):
+        threading.Thread(target=_watch, args=(_path,), daemon=True).start()

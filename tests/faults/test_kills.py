@@ -1,0 +1,110 @@
+"""FAULTS 1 to 3: kill -9 of a worker, of the master, of everything, under load."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.driver import UNIT_S, Engine, wait_until
+from tests.faults.ledger import Ledger, Load
+from tests.peer.raw import owned_by
+
+PROXIES = ("p1", "p2")
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger(PROXIES)
+
+
+@pytest.fixture
+def engine(ledger: Ledger) -> Iterator[Engine]:
+    """An engine whose two proxies do and report everything."""
+    with (
+        Engine(proxies=PROXIES) as engine,
+        engine.proxy("p1", on_effect=ledger.effect),
+        engine.proxy("p2", on_effect=ledger.effect),
+    ):
+        yield engine
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(engine: Engine, ledger: Ledger) -> None:
+    """Row 1, both workers in turn."""
+    with Load(engine.address, ledger):
+        for slot in (0, 1):
+            ledger.wait_for(200)
+            pid = engine.kill_worker(slot)
+            engine.wait_for_worker(slot, pid)
+            ledger.wait_for(200)
+    ledger.settle(engine.address)
+
+
+def test_while_a_worker_is_replaced_the_other_serves(engine: Engine) -> None:
+    """Row 1: what belongs to the living worker is answered at once, the rest after the replacement."""
+    own, other = owned_by(1, "own", 20), owned_by(0, "other", 20)
+    with engine.peer("worker=1") as peer:
+        pid = engine.kill_worker(0)
+        for task_id in own:
+            peer.post(task_id)
+        peer.write(*[f"post_task task_id={i} type=url -- http://example.com/{i}" for i in other], "ping")
+        assert [reply["task_id"] for reply in peer.replies(20)] == other
+        assert peer.reply().ok
+        engine.wait_for_worker(0, pid)
+        wait_until(lambda: {peer.state(task_id) for task_id in own + other} == {"complete"}, "all complete")
+
+
+def test_a_watch_survives_the_worker_that_owns_the_task(engine: Engine) -> None:
+    (task_id,) = owned_by(0, "watched")
+    with engine.peer("worker=1") as peer:
+        peer.post(task_id, "type=url due=4000000000")
+        peer.ok(f"watch_task task_id={task_id}")
+        pid = engine.kill_worker(0)
+        engine.wait_for_worker(0, pid)
+        peer.ok(f"cancel_task task_id={task_id}")
+        while (push := peer.push()).fields["state"] == "pending":
+            pass
+        assert push.fields["state"] == "cancelled"
+
+
+def test_workers_end_with_their_master_and_nothing_is_lost(engine: Engine, ledger: Ledger) -> None:
+    """Row 2."""
+    with Load(engine.address, ledger):
+        ledger.wait_for(200)
+        left = engine.kill_master()
+        _, alive = psutil.wait_procs(left, timeout=5 * max(UNIT_S, 1))
+        assert not alive, "workers outlive their master by more than 5 s"
+        engine.start()
+        ledger.wait_for(200)
+    ledger.settle(engine.address)
+
+
+def test_an_engine_that_starts_at_once_waits_for_the_old_workers(engine: Engine, ledger: Ledger) -> None:
+    """Row 2: nobody waits for them before the restart."""
+    with Load(engine.address, ledger):
+        ledger.wait_for(200)
+        engine.kill_master()
+        engine.start()
+        ledger.wait_for(200)
+    ledger.settle(engine.address)
+
+
+def test_what_was_acknowledged_survives_the_kill_of_everything(engine: Engine, ledger: Ledger) -> None:
+    """Row 3, at moments nobody chose."""
+    with Load(engine.address, ledger):
+        for _ in range(5):
+            ledger.wait_for(random.randint(1, 400))
+            engine.restart()
+    ledger.settle(engine.address)
+
+
+def test_a_stop_loses_nothing_and_a_start_with_other_workers_neither(engine: Engine, ledger: Ledger) -> None:
+    with Load(engine.address, ledger):
+        for workers in (3, 1, 2):
+            ledger.wait_for(100)
+            engine.stop()
+            engine.workers = workers
+            engine.start()
+    ledger.settle(engine.address)
