@@ -56,7 +56,7 @@ class Segment:
         self.tasks: list[Task | None] = []
         self.live = 0
         self.uniform = True
-        """Every task has exactly one target."""
+        """Every task has exactly one target, and every proxy that has not read it owes it."""
         self.pushed = 0
         """Tasks before this place were pushed to some proxy."""
         self.deadline_ms = 0

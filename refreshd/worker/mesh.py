@@ -138,8 +138,12 @@ class Sibling(asyncio.Protocol):
 
     def send(self, kind: int, number: int, payload: bytes) -> None:
         """Sends a frame; a sibling that is gone is told nothing."""
+        self.write(make_frame(kind, number, payload))
+
+    def write(self, frame: bytes) -> None:
+        """As `send`, for a frame that is made already."""
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(make_frame(kind, number, payload))
+            self.transport.write(frame)
 
     def close(self) -> None:
         """Ends the stream; the successor brings a new one."""
@@ -181,8 +185,8 @@ class Mesh:
         self._waiting[slot] += len(places)
         turn.waiting += 1
         sibling = self.siblings.get(slot)
-        if sibling is not None and sibling.transport is not None:
-            sibling.transport.write(frame)
+        if sibling is not None:
+            sibling.write(frame)
 
     def check_room(self, slot: int) -> None:
         """Raises: Refused, `busy`, where too much waits for a sibling."""
@@ -257,9 +261,8 @@ class Mesh:
             before.close()
             self.owner.mesh_left(sibling.slot)
         self.owner.mesh_joined(sibling.slot)
-        if sibling.transport is not None:
-            for entry in self._pending[sibling.slot].values():
-                sibling.transport.write(entry.frame)
+        for entry in self._pending[sibling.slot].values():
+            sibling.write(entry.frame)
 
     def left(self, sibling: Sibling) -> None:
         """A stream has ended."""

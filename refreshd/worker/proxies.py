@@ -314,6 +314,9 @@ class Proxies:
             pairs += 1
             if task.place < read_to:
                 freed += task.count
+            else:
+                # Done on an earlier connection, and not read on this one: it must not be pushed again.
+                segment.uniform = False
             task.add_mark(shared or mark(rank, max(now_ms - task.updated_ms, 0)))
             if task.extra is not None:
                 task.extra.progress.pop(rank, None)
@@ -352,6 +355,8 @@ class Proxies:
             link = self.hub.pusher.links.get(name)
             if link is not None and task.place < link.has_read(task.segment):
                 self._free(link, task.count)
+            else:
+                task.segment.uniform = False
             if not task.left:
                 self.hub.engine.layer_done(task)
         self.hub.watches.changed(task)
