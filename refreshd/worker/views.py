@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from refreshd.fanout import Cursor
-from refreshd.fleet import Plan
+from refreshd.fleet import Plan, plan_size
 from refreshd.shard import created_ms
 from refreshd.store.base import Stored
 from refreshd.task import Failure, State, Task, read_marks, read_terms
@@ -42,7 +42,7 @@ def describe_stored(stored: Stored, state: State | None = None) -> Fields:
         "task_id": stored.id.decode(),
         "type": read_terms(line).type,
         "state": (shown or State.PENDING).text,
-        "total": Plan.from_text(stored.plan).size * len(line.items or ()),
+        "total": plan_size(stored.plan) * len(line.items or ()),
         "done": result.done if result else 0,
         "failed": result.failed if result else 0,
         "created": created_ms(stored.serial),
