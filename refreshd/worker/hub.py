@@ -372,7 +372,9 @@ def _read_plans(reader: Reader) -> dict[int, Plan]:
     try:
         return {key: Plan.from_text(text) for key, text in reader.plans().items()}
     except ValueError as error:
-        raise StoreDamaged(f"the store holds a plan that cannot be read: {error}; restore the data folder") from error
+        raise StoreDamaged(
+            f"the store holds a plan that cannot be read: {error}; restore the data folder"
+        ) from error
 
 
 class WatchAgain:
