@@ -96,7 +96,7 @@ def test_a_full_disk_is_unavailable_with_the_reason_and_recovers(
             peer.write(*[f"get_task task_id=full{i}" for i in range(30)])
             refused = [reply for reply in peer.replies(30) if reply.code == "not_found"]
             assert refused, "what was refused is not there"
-            assert peer.ok("ping")
+            peer.ok("ping")
         wait_until(lambda: ledger.refused.get("unavailable"), "the load is refused too", 40)
         _ballast(engine).unlink()
         wait_until(lambda: _accepts(engine, "again"), "the engine accepts again")
