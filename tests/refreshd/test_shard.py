@@ -1,0 +1,90 @@
+"""Shards, owners and lanes; serials that only grow."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refreshd.shard import SERIAL_MAX, SerialClock, ShardMap, created_ms, first_serial
+from wire import SHARDS
+from wire.shards import shard_of, worker_of
+
+# Until the year 2109, which is what 42 bits hold.
+times_ms = st.integers(0, (1 << 42) - 2)
+IDS = [b"task-%d" % number for number in range(2000)]
+
+
+@pytest.mark.parametrize("workers", range(1, SHARDS + 1))
+def test_owners_are_what_the_protocol_says(workers: int) -> None:
+    shards = ShardMap(0, workers, 1)
+    assert [shards.owner(task_id) for task_id in IDS] == [worker_of(task_id, workers) for task_id in IDS]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, SHARDS), st.integers(1, SHARDS))
+def test_every_shard_has_one_owner_and_a_lane_that_the_owner_opens(workers: int, lanes: int) -> None:
+    maps = [ShardMap(slot, workers, lanes) for slot in range(workers)]
+    assert sorted(shard for shards in maps for shard in shards.owned) == list(range(SHARDS))
+    for shards in maps:
+        assert shards.own_lanes() == sorted({shard % lanes for shard in shards.owned})
+        for lane in range(lanes):
+            writers = [other.slot for other in maps if lane in other.own_lanes()]
+            assert shards.sharers(lane) == writers
+    for task_id in IDS[:50]:
+        assert maps[0].lane(task_id) == shard_of(task_id) % lanes
+        owner = maps[maps[0].owner(task_id)]
+        assert owner.lane(task_id) in owner.own_lanes()
+
+
+@given(st.integers(0, 63), st.lists(times_ms, min_size=1, max_size=60))
+def test_serials_only_grow_whatever_the_clock_does(slot: int, clock: list[int]) -> None:
+    serials = SerialClock(slot)
+    given_out = [serials.next(now_ms) for now_ms in clock]
+    assert given_out == sorted(set(given_out))
+    assert all(0 < serial <= SERIAL_MAX for serial in given_out)
+    latest = 0
+    for now_ms, serial in zip(clock, given_out, strict=True):
+        latest = max(latest, now_ms)
+        # Never before the truth, and no more than a few of the milliseconds it borrowed after it.
+        assert latest <= created_ms(serial) <= latest + 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 63), times_ms), min_size=1, max_size=80))
+def test_workers_never_give_out_the_same(calls: list[tuple[int, int]]) -> None:
+    clocks = [SerialClock(slot) for slot in range(64)]
+    given_out = [clocks[slot].next(now_ms) for slot, now_ms in calls]
+    assert len(set(given_out)) == len(given_out)
+
+
+@pytest.mark.parametrize("slot", [0, 1, 63])
+def test_a_millisecond_that_is_used_up_borrows_of_the_next(slot: int) -> None:
+    clock, other = SerialClock(slot), SerialClock((slot + 1) % 64)
+    now_ms = 1_795_250_000_123
+    mine = [clock.next(now_ms) for _ in range(70_000)]
+    theirs = {other.next(now_ms) for _ in range(70_000)}
+    assert mine == sorted(set(mine))
+    assert not theirs & set(mine)
+    assert [created_ms(mine[at]) - now_ms for at in (0, 32_767, 32_768, 65_535, 65_536)] == [0, 0, 1, 1, 2]
+    # The time catches up with what was borrowed.
+    assert created_ms(clock.next(now_ms + 10)) == now_ms + 10
+
+
+@given(st.integers(0, 63), st.integers(0, (1 << 62)), times_ms)
+def test_it_goes_on_behind_what_an_earlier_life_gave_out(slot: int, last: int, now_ms: int) -> None:
+    clock = SerialClock(slot)
+    clock.after(last)
+    first = clock.next(now_ms)
+    assert first > last
+    assert clock.next(now_ms) > first
+    # Its slot stands in it, so no other worker gives it out too.
+    assert first >> 15 & 63 == slot
+    clock.after(0)
+    assert clock.next(now_ms) > first
+
+
+@given(times_ms, st.integers(0, 63))
+def test_first_serial_parts_before_from_after(now_ms: int, slot: int) -> None:
+    assert SerialClock(slot).next(now_ms) >= first_serial(now_ms)
+    assert SerialClock(slot).next(max(now_ms - 1, 0)) < first_serial(max(now_ms - 1, 0) + 1)
+    assert first_serial(-5) == 0
