@@ -2,9 +2,12 @@
 
 What a task's way through it is, file by file:
 
-    links.py ── session.py ──► dispatch.py ──► lanes.py ──► pipeline.py ──► cache
-      ▲   (lines, PROTOCOL)     (targets.py,    (queues.py)   (blame.py)       │
-      └────── outbox.py ◄────── tasks.py) ◄────────────────────────────────────┘
+    link.py ── session.py ──► dispatch.py ──► pipeline.py ──► connection.py ──► cache
+      ▲  (PROTOCOL)            (targets.py,    (queues.py)      (blame.py)        │
+      └────── outbox.py ◄────── tasks.py) ◄───────────────────────────────────────┘
 
+`links.py` and `slot.py` keep the connections to the engines up, `agent.py` puts all together.
 What each kind of cache is asked, and how its answers are judged, stands in caches/.
 """
+
+__version__ = "0.1.0"

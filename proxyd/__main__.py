@@ -7,6 +7,7 @@ import gc
 import sys
 from pathlib import Path
 
+from proxyd import __version__
 from proxyd.config import AgentConfig, default_config, load
 from proxyd.errors import ConfigError
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="proxyd", description=USAGE)
     parser.add_argument("--config", type=Path, metavar="FILE", help="proxyd.toml; without it, defaults")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"proxyd {__version__}")
     options = parser.parse_args(argv)
     try:
         config = load(options.config) if options.config is not None else default_config()

@@ -12,10 +12,12 @@ import psutil
 
 from proxyd.caches import KINDS
 from proxyd.config import AgentConfig, LaneConfig
+from proxyd.connection import Limits
 from proxyd.dispatch import Dispatcher, Lanes
-from proxyd.links import Links, LinkSettings
+from proxyd.link import LinkSettings
+from proxyd.links import Links
 from proxyd.logs import Log
-from proxyd.pipeline import CacheClient, Limits
+from proxyd.pipeline import CacheClient
 from proxyd.session import Identity
 
 # PROTOCOL.md asks for a beat every 5 s at least.

@@ -5,8 +5,8 @@ L links, so credit × L is what they may push. After a reconnect an engine may
 push other tasks than those that still run here, so up to twice that is taken.
 Beyond 2 × credit × L open targets the links are not read until half of it is
 done: nothing is dropped, the engines' credit holds the rest. One line can
-overshoot it, by the targets of 1 MiB. An open target costs 0.6 to 1 KB here.
-With the defaults (credit 16,384, two workers): at most 65,536 targets, 64 MB.
+overshoot it, by the targets of 1 MiB. An open target costs 0.3 to 0.6 KB here.
+With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB.
 """
 
 from __future__ import annotations

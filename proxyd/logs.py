@@ -25,7 +25,7 @@ def set_up(level: str) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
             structlog.processors.JSONRenderer(serializer=_to_json),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -36,7 +36,7 @@ def set_up(level: str) -> None:
 
 def _to_json(event: dict[str, Any], **_: object) -> str:
     # What it is stands first, whatever a caller added.
-    first = {key: event.pop(key) for key in ("time", "level", "event")}
+    first = {key: event.pop(key) for key in ("ts", "level", "event")}
     return msgspec.json.encode(first | event, enc_hook=str).decode()
 
 

@@ -1,8 +1,7 @@
 """A client for one lane of one cache: few keep-alive connections, many requests on each.
 
-`CacheClient` decides what goes where; `_Connection` (below) is one connection.
-Requests are written by `caches/`, answers read by httptools and thrown away
-but for their status. Nothing is allocated per request beyond the `Exchange`;
+`CacheClient` decides what goes where; one connection is in `connection.py`.
+Nothing is allocated per request beyond the `Exchange`;
 there is one timer a client, and one write per connection and turn of the loop.
 
 Cost: see "Measured" in docs/agent.md.
@@ -13,13 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
-
-import httptools
-import msgspec
 
 from proxyd.backoff import Backoff
 from proxyd.blame import Death, share_blame
+from proxyd.connection import Connection, Limits
 from proxyd.queues import PriorityQueue
 from proxyd.tasks import Exchange
 
@@ -33,25 +29,6 @@ CONNECT_BACKOFF_CAP_S = 2.0
 SHARE_MIN = 16
 
 Ended = Callable[[Exchange, str | None], None]
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """The bounds of one client. Times are in seconds."""
-
-    connections: int
-    depth: int
-    """Requests in flight on one connection."""
-    connect_timeout_s: float
-    answer_timeout_s: float
-    """Longest time without progress on a connection with requests in flight: without an answer,
-    or where `streaming`, without a byte."""
-    whole_timeout_s: float
-    """Longest time from sending a request to the end of its answer."""
-    patience_s: float
-    """How long what waits may wait for a cache that cannot be talked to."""
-    answer_max_bytes: int | None = 64 * 1024
-    """Longest answer; a purge's is 200 to 500 bytes. None: any, it is streamed to nowhere."""
-    streaming: bool = False
 
 
 class CacheClient:
@@ -70,7 +47,7 @@ class CacheClient:
         self._loop = asyncio.get_running_loop()
         self._alone: deque[Exchange] = deque()
         self._spared: deque[Exchange] = deque()
-        self._open: list[_Connection] = []
+        self._open: list[Connection] = []
         self._connecting = 0
         self._connects: set[asyncio.Task[None]] = set()
         self._backoff = Backoff(CONNECT_BACKOFF_FIRST_S, CONNECT_BACKOFF_CAP_S)
@@ -139,7 +116,7 @@ class CacheClient:
                 connections.sort(key=_load)
             share = max(SHARE_MIN, -(-waiting // len(connections)))
             growing = self._trouble_since is None and self._there < self.limits.connections
-            for connection in connections:
+            for connection in connections.copy():
                 if growing and connection.in_flight:
                     # What waits would stand behind these; a connection of its own is 0.1 ms away, and
                     # an answer that comes sooner makes room here, see `answered`.
@@ -148,18 +125,22 @@ class CacheClient:
             waiting = self.waiting
         self._open_more(waiting)
 
-    def fill(self, connection: _Connection, share: int) -> None:
+    def fill(self, connection: Connection, share: int) -> None:
         """Sends on one connection as much as it and `share` allow."""
         in_flight = connection.in_flight
         room = self.limits.depth - len(in_flight)
         if room <= 0 or connection.closing or connection.alone:
             return
         if self._alone:
-            if not in_flight:
+            # Only a fresh connection will do: others may be as stale as the one that was lost.
+            if connection.answered == 0 and not in_flight:
                 connection.send([self._alone.popleft()], alone=True)
                 return
-            # One connection, that with the least in flight, is left to run empty for what is tried alone.
-            if connection is self._open[0]:
+            if self._there >= self.limits.connections and connection is self._open[0]:
+                # There is no room for one, so this one runs empty and makes way.
+                if not in_flight:
+                    self._open.remove(connection)
+                    connection.retire()
                 return
         room = min(room, share)
         while batch := self.queue.take(room) if not self._spared else self._take_spared(room):
@@ -206,7 +187,7 @@ class CacheClient:
         try:
             async with asyncio.timeout(self.limits.connect_timeout_s):
                 await self._loop.create_connection(
-                    lambda: _Connection(self, self._loop), self._host, self._port
+                    lambda: Connection(self, self._loop), self._host, self._port
                 )
         except TimeoutError:
             self._note_trouble(f"no connection within {self.limits.connect_timeout_s:g} s", backoff=True)
@@ -221,14 +202,14 @@ class CacheClient:
 
     # What connections tell.
 
-    def opened(self, connection: _Connection) -> None:
+    def opened(self, connection: Connection) -> None:
         """A connection is up."""
         if self._closed:
             connection.abandon()
             return
         self._open.append(connection)
 
-    def answered(self, connection: _Connection, statuses: list[int]) -> None:
+    def answered(self, connection: Connection, statuses: list[int]) -> None:
         """Answers came, in the order of the requests."""
         self._trouble_since = None
         if connection.answered == 0:
@@ -251,7 +232,7 @@ class CacheClient:
         if self._alone or self._spared:
             self._pump_soon()
 
-    def died(self, connection: _Connection, death: Death) -> None:
+    def died(self, connection: Connection, death: Death) -> None:
         """A connection is gone; what was on it is tried again or has failed."""
         if connection in self._open:
             self._open.remove(connection)
@@ -314,115 +295,5 @@ class CacheClient:
             self._ended(exchange, error)
 
 
-def _load(connection: _Connection) -> int:
+def _load(connection: Connection) -> int:
     return len(connection.in_flight)
-
-
-class _Connection(asyncio.Protocol):
-    """One connection: writes batches, counts answers, knows how it died."""
-
-    __slots__ = (
-        "_client", "_limits", "_loop", "_parser", "_statuses", "_transport", "_unfinished_bytes", "alone",
-        "answered", "closing", "death", "in_flight", "progress_at",
-    )  # fmt: skip
-
-    def __init__(self, client: CacheClient, loop: asyncio.AbstractEventLoop) -> None:
-        self._client = client
-        self._limits = client.limits
-        self._loop = loop
-        self._statuses: list[int] = []
-        self._parser: Any = httptools.HttpResponseParser(self)
-        self._unfinished_bytes = 0
-        self.in_flight: deque[Exchange] = deque()
-        self.answered = 0
-        self.alone = False
-        """It carries one exchange that is tried alone."""
-        self.closing = False
-        """Nothing more may be sent."""
-        self.progress_at = 0.0
-        self.death: Death | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._client.opened(self)
-
-    def send(self, batch: list[Exchange], *, alone: bool = False) -> None:
-        """Writes requests, which it has room for."""
-        now = self._loop.time()
-        if not self.in_flight:
-            self.progress_at = now
-        for exchange in batch:
-            exchange.sent_at = now
-        self.alone = alone
-        self.in_flight.extend(batch)
-        # The transport's buffer is bounded by depth × TARGET_MAX_BYTES, so it is not watched.
-        self._transport.write(b"".join([exchange.request for exchange in batch]))
-
-    def is_overdue(self, now: float) -> bool:
-        """Whether the first request in flight has waited too long."""
-        if not self.in_flight:
-            return False
-        limits = self._limits
-        return (
-            now - self.progress_at > limits.answer_timeout_s
-            or now - self.in_flight[0].sent_at > limits.whole_timeout_s
-        )
-
-    def kill(self, death: Death) -> None:
-        """Ends the connection because of what the cache did or did not do."""
-        if self.death is None:
-            self.death = death
-            self.closing = True
-            self._transport.abort()
-
-    def abandon(self) -> None:
-        """Ends the connection because the agent stops."""
-        self.closing = True
-        self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        if self.closing and self.death is not None:
-            return
-        self._unfinished_bytes += len(data)
-        statuses = self._statuses
-        spoilt = False
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            # Answers that came whole before it count.
-            spoilt = True
-        if statuses:
-            self._unfinished_bytes = 0
-            self.progress_at = self._loop.time()
-            if len(statuses) > len(self.in_flight):
-                # It answers what was not asked: no answer on this connection can be trusted any more.
-                statuses.clear()
-                spoilt = True
-            if statuses:
-                self._statuses = []
-                self._client.answered(self, statuses)
-            if self.closing and not spoilt:
-                self._transport.close()
-        elif self._limits.streaming:
-            self.progress_at = self._loop.time()
-        limit = self._limits.answer_max_bytes
-        if spoilt:
-            self.kill(Death.GARBAGE)
-        elif limit is not None and self._unfinished_bytes > limit:
-            self.kill(Death.OVERSIZE)
-
-    def on_message_complete(self) -> None:
-        """httptools: an answer is whole. Interim answers (1xx) are not the answer."""
-        status = self._parser.get_status_code()
-        if status >= 200:
-            self._statuses.append(status)
-            if not self._parser.should_keep_alive():
-                self.closing = True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.closing = True
-        if self.death is None:
-            # An answer without a length, ended by the end of the connection, counts as cut: whether it was
-            # whole cannot be told, and caches give HTTP/1.1 clients a length or chunks.
-            self.death = Death.RESET if error is not None else Death.CLOSED
-        self._client.died(self, self.death)

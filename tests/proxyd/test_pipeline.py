@@ -8,6 +8,7 @@ import pytest
 from proxyd.caches import KINDS
 from proxyd.pipeline import CacheClient
 from tests.proxyd.rig import (
+    HASTY,
     SHORT,
     Scripted,
     Visit,
@@ -96,6 +97,24 @@ def test_a_stale_connection_costs_nobody_a_failure() -> None:
             told = await perform(server.address, PURGE, some(60))
             assert set(map(tuple, told.values())) == {(None,)}
             assert server.visits >= 12
+
+    run(test())
+
+
+def test_all_connections_may_be_stale_at_once() -> None:
+    """What is tried again goes to a fresh connection, not to another that is as old."""
+
+    async def once(visit: Visit) -> None:
+        await visit.request()
+        await visit.send(OK)
+        await visit.request()
+
+    async def test() -> None:
+        async with Scripted(once) as server:
+            for _ in range(3):
+                limits = msgspec.structs.replace(SHORT, connections=4, depth=1)
+                told = await perform(server.address, PURGE, some(40), limits)
+                assert set(map(tuple, told.values())) == {(None,)}
 
     run(test())
 
@@ -223,7 +242,7 @@ async def hang_up(visit: Visit) -> None:
 def test_hostile_answers_fail_with_a_reason(script: object, reason: str) -> None:
     async def test() -> None:
         async with Scripted(script) as server:  # type: ignore[arg-type]
-            told = await perform(server.address, PURGE, some(3))
+            told = await perform(server.address, PURGE, some(3), HASTY)
             for errors in told.values():
                 assert len(errors) == 1
                 assert errors[0] is not None
@@ -237,7 +256,7 @@ def test_nobody_there() -> None:
     async def test() -> None:
         async with Scripted(never) as server:
             address = server.address
-        told = await perform(address, PURGE, some(5))
+        told = await perform(address, PURGE, some(5), HASTY)
         for errors in told.values():
             assert errors == ["cache c: out of reach for 1 s: cannot connect: Connection refused"]
 
@@ -248,9 +267,8 @@ def test_a_cache_that_comes_back_in_time() -> None:
     async def test() -> None:
         async with Scripted(never) as server:
             address = server.address
-        limits = msgspec.structs.replace(SHORT, patience_s=10)
         told: list[str | None] = []
-        client = CacheClient("c", *address, limits, lambda _, error: told.append(error))
+        client = CacheClient("c", *address, SHORT, lambda _, error: told.append(error))
         client.put(make_exchange(b"http://h/", PURGE), 5)
         await wait_until(lambda: client._trouble_since is not None)
         async with Scripted(answer_all, address):
@@ -313,7 +331,7 @@ def test_a_slow_body_is_no_silence_where_answers_are_streamed() -> None:
 
     async def test() -> None:
         async with Scripted(trickle) as server:
-            limits = msgspec.structs.replace(SHORT, depth=1, streaming=True, answer_max_bytes=None)
+            limits = msgspec.structs.replace(HASTY, depth=1, streaming=True, answer_max_bytes=None)
             assert (await perform(server.address, GET, some(1), limits))[b"http://h/0"] == [None]
             capped = msgspec.structs.replace(limits, whole_timeout_s=0.3)
             assert "in time" in str((await perform(server.address, GET, some(1), capped))[b"http://h/0"][0])
@@ -337,9 +355,7 @@ def test_close_tells_nothing_more() -> None:
 
 @pytest.mark.needs("varnishd")
 def test_a_real_varnish_takes_a_pipeline(varnish: Varnish, origin: Origin, host: str) -> None:
-    fetching = msgspec.structs.replace(
-        SHORT, connections=4, depth=1, streaming=True, answer_max_bytes=None, answer_timeout_s=5
-    )
+    fetching = msgspec.structs.replace(SHORT, connections=4, depth=1, streaming=True, answer_max_bytes=None)
     targets = some(300, host)
     address = split_address(varnish.address)
 

@@ -24,9 +24,7 @@ def served() -> LinkSession:
 def test_the_greeting() -> None:
     session = LinkSession()
     assert session.greet(WHO, 1) == b"hello v=1 role=proxy name=pop1 group=eu layer=2 worker=1\n"
-    assert session.state is LinkState.GREETING
     assert session.feed(OK) == [s.Greeted("e1", 3)]
-    assert session.state is LinkState.SERVING
     assert session.line_max == 4096
     assert session.ready(100) == b"ready credit=100\n"
     assert session.beat({"fast": 1, "cpu": 0.5}) == b"beat fast=1 cpu=0.5\n"

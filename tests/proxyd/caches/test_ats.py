@@ -11,18 +11,17 @@ from tests.servers import Origin, TrafficServer
 
 pytestmark = pytest.mark.needs("traffic_server")
 DEEDS = KINDS["ats"].deeds
-PATIENT = msgspec.structs.replace(SHORT, answer_timeout_s=5)
-STREAMING = msgspec.structs.replace(PATIENT, depth=1, streaming=True, answer_max_bytes=None)
+STREAMING = msgspec.structs.replace(SHORT, depth=1, streaming=True, answer_max_bytes=None)
 
-# Traffic Server itself takes these for others, from whoever asks: it drops a "?" that nothing follows, and one
-# of two slashes at the start. A purge goes the same way as a visit, so it meets what it means.
+# Traffic Server itself takes these for others, from whoever asks: it drops a "?" that nothing follows,
+# and one of two slashes at the start. A purge goes the same way as a visit, so it meets what it means.
 SAME_TO_ATS = {"/q?", "//double//slash"}
 
 
 def do(ats: TrafficServer, deed: Deed, *targets: str) -> list[str | None]:
     """Does a deed for each target; what was told of each, in order."""
     raw = [target.encode() for target in targets]
-    limits = STREAMING if deed.method == b"GET" else PATIENT
+    limits = STREAMING if deed.method == b"GET" else SHORT
     told = run(perform(split_address(ats.address), deed, raw, limits))
     return [errors[0] for errors in told.values()]
 

@@ -1,0 +1,39 @@
+"""The log: JSON, and never more than a bound."""
+
+import json
+
+import pytest
+
+from proxyd.logs import SAMPLE_EVERY_S, SAMPLED_KEYS_MAX, Sampler
+from tests.proxyd.fake_engine import FakeEngine
+from tests.servers import Agent
+
+
+def test_one_in_a_while_with_the_number_left_out() -> None:
+    sampler = Sampler()
+    assert [sampler.admit("a", now) for now in (0.0, 1.0, 2.0, SAMPLE_EVERY_S)] == [0, None, None, 2]
+    assert sampler.admit("b", 1.0) == 0
+
+
+def test_the_number_of_keys_is_bounded() -> None:
+    sampler = Sampler()
+    admitted = [sampler.admit(f"key {number}", 0.0) for number in range(SAMPLED_KEYS_MAX * 4)]
+    assert sum(left_out is not None for left_out in admitted) <= SAMPLED_KEYS_MAX + 1
+
+
+def test_lines_are_json_and_say_what_they_are_first() -> None:
+    with FakeEngine() as engine, Agent([engine.address], [("v1", "varnish", "127.0.0.1:1")]) as agent:
+        engine.wait_link()
+        lines = agent.log().splitlines()
+    for line in lines:
+        assert list(json.loads(line))[:3] == ["ts", "level", "event"]
+    assert json.loads(lines[0])["event"] == "agent started"
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_levels(level: str) -> None:
+    with FakeEngine() as engine:
+        agent = Agent([engine.address], [("v1", "varnish", "127.0.0.1:1")], settings=f'log_level = "{level}"')
+        agent._is_ready = lambda: engine.live() is not None  # type: ignore[method-assign]
+        with agent:
+            assert agent.log() == ""
