@@ -1,0 +1,1 @@
+"""`make bench`: what each operation costs, beside what else one could use, in one run."""
