@@ -228,11 +228,10 @@ def test_more_and_fewer_workers(cache: FakeCache) -> None:
         link = engine.wait_link()
         engine.workers = 3
         link.close()
-        engine.wait_link(2)
+        links = [engine.wait_link(worker, newer_than=link) for worker in range(3)]
         engine.workers = 1
         for worker in (2, 1, 0):
-            live = engine.live(worker)
-            assert live is not None
+            live = links[worker]
             live.close()
         link = engine.wait_link(0, newer_than=live)
         link.push("a", "http://h/1")
