@@ -96,6 +96,18 @@ class FanOut(RuleBasedStateMachine):
         link.credit += more
         self.read_once(link)
 
+    @rule(names=st.sets(st.sampled_from(PROXIES), min_size=2), spare=st.integers(0, 3))
+    def keep_up(self, names: set[str], spare: int) -> None:
+        """Several links read to the end: from here on they share what they are given."""
+        for name in sorted(names):
+            if name not in self.links:
+                self.attach(name, 0)
+            link = self.links[name]
+            owed = sum(self.counts[task_id] for task_id in self.tasks if self.is_owed(task_id, name))
+            link.credit = max(link.credit, owed + spare)
+            while self.read_once(link):
+                pass
+
     @precondition(lambda self: self.tasks)
     @rule(data=st.data())
     def report(self, data: st.DataObject) -> None:
@@ -312,6 +324,20 @@ def test_a_withdrawn_task_is_not_read_though_it_was_encoded() -> None:
     assert len(drain(log, first)) == 5
     log.remove(tasks[2])
     assert drain(log, second) == [b"t0", b"t1", b"t3", b"t4"]
+
+
+def test_a_withdrawn_task_is_not_read_though_it_was_joined() -> None:
+    log, _ = filled(0)
+    first = log.attach("first", log.layer.places["p0-0"])
+    second = log.attach("second", log.layer.places["p0-1"])
+    tasks = [a_task(b"t%d" % i, log.layer) for i in range(3)]
+    for task in tasks:
+        log.append(task)
+    assert drain(log, first) == [b"t0", b"t1", b"t2"]
+    log.remove(tasks[1])
+    got = log.read(second, 99, True, lambda _: None)
+    assert got is not None
+    assert (ids_in(got[0]), got[1]) == ([b"t0", b"t2"], 2)
 
 
 def test_a_large_task_goes_alone_when_nothing_is_outstanding() -> None:
