@@ -333,6 +333,9 @@ class Engine:
                 deadline_ms = mono_ms + terms.ttl_ms - max(wall_ms - max(began_ms, due_ms), 0)
             if due_ms > wall_ms:
                 self.wheel.add(task, mono_ms + due_ms - wall_ms)
+            elif deadline_ms <= mono_ms:
+                # Its time was over while no engine ran: nobody is to begin with it.
+                self._close(task, State.EXPIRED)
             else:
                 task.deadline_ms = deadline_ms
                 self.append(task)
