@@ -172,10 +172,11 @@ class Pusher:
         self.due(link)
 
     def forget_sibling(self, slot: int) -> None:
-        """A sibling died: what it gave us to push is pushed again by its successor."""
+        """A sibling died: what it gave us to push is pushed again by its successor.
+
+        What the proxy was given already takes credit until it is reported: the proxy is at it.
+        """
         for link in self.links.values():
-            gone = [task_id for task_id, (_, origin) in link.relayed.items() if origin == slot]
-            link.freed(sum(link.relayed.pop(task_id)[0] for task_id in gone))
             kept = [push for push in link.relay if push.slot != slot]
             link.relay.clear()
             link.relay.extend(kept)
