@@ -100,6 +100,36 @@ def test_what_was_acknowledged_survives_the_kill_of_everything(engine: Engine, l
     ledger.settle(engine.address)
 
 
+def test_any_fault_in_any_order() -> None:
+    """Two layers, proxies with one connection and little credit, so that much is relayed and pushed again."""
+    ledger = Ledger(["core", "edge1", "edge2"])
+    with (
+        Engine() as engine,
+        engine.proxy("core", workers=[0], credit=7, on_effect=ledger.effect),
+        engine.proxy("edge1", workers=[1], credit=50, greeting="layer=1", on_effect=ledger.effect),
+        engine.proxy("edge2", credit=3, greeting="layer=1", on_effect=ledger.effect),
+    ):
+        with Load(engine.address, ledger, batch=5):
+            for fault in random.choices(["worker 0", "worker 1", "master", "everything", "stop"], k=6):
+                print(fault)
+                ledger.wait_for(random.randint(1, 150))
+                _inject(engine, fault)
+        ledger.settle(engine.address)
+
+
+def _inject(engine: Engine, fault: str) -> None:
+    if fault.startswith("worker"):
+        engine.kill_worker(int(fault[-1]))
+        return
+    if fault == "everything":
+        engine.kill_all()
+    elif fault == "master":
+        engine.kill_master()
+    else:
+        engine.stop()
+    engine.start()
+
+
 def test_a_stop_loses_nothing_and_a_start_with_other_workers_neither(engine: Engine, ledger: Ledger) -> None:
     with Load(engine.address, ledger):
         for workers in (3, 1, 2):

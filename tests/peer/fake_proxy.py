@@ -46,6 +46,8 @@ class FakeProxy:
         self._answer = answer or _all_done
         self._on_effect = on_effect
         self._lock = threading.Lock()
+        self._reported: set[str] = set()
+        """Ids that were reported on any connection: that frees each on which they are outstanding."""
         self._end = threading.Event()
         self._connected: set[int] = set()
         self._threads = [threading.Thread(target=self._run, args=(worker,)) for worker in workers]
@@ -74,7 +76,7 @@ class FakeProxy:
             try:
                 with Peer(self._address(), PATIENCE_S) as peer:
                     self._greet(peer, worker)
-                    self._serve(peer)
+                    self._serve(peer, worker)
             except (Gone, OSError):
                 self._end.wait(_RETRY_S)
             except Exception as error:
@@ -93,40 +95,44 @@ class FakeProxy:
         assert peer.ask(f"ready credit={self._credit}").ok
         self._connected.add(worker)
 
-    def _serve(self, peer: Peer) -> None:
+    def _serve(self, peer: Peer, worker: int) -> None:
         outstanding: dict[str, int] = {}
         beat_at = 0.0
         pushes, peer.pushes = peer.pushes, []
         peer.socket.settimeout(BEAT_EVERY_S / 4)
         while not self._end.is_set():
             if pushes:
-                self._take(peer, pushes, outstanding)
+                self._take(peer, worker, pushes, outstanding)
             if time.monotonic() >= beat_at:
                 peer.write("beat inflight=0")
                 beat_at = time.monotonic() + BEAT_EVERY_S
             pushes = _read_pushes(peer)
 
-    def _take(self, peer: Peer, pushes: list[Line], outstanding: dict[str, int]) -> None:
+    def _take(self, peer: Peer, worker: int, pushes: list[Line], outstanding: dict[str, int]) -> None:
         tasks = [push for push in pushes if push.verb == "!task"]
-        for push in tasks:
-            task_id = push.fields["task_id"]
-            outstanding[task_id] = len(push.items)
-            with self._lock:
-                self.effects[task_id] = self.effects.get(task_id, 0) + 1
-            if self._on_effect is not None:
-                self._on_effect(self.name, task_id, push.items)
-        targets = sum(outstanding.values())
-        if targets > self._credit:
-            self.faults.append(f"{targets} targets outstanding, credit {self._credit}")
         for push in pushes:
-            if push.verb == "!cancel":
+            if push.verb == "!task":
+                self._do(push, outstanding)
+            elif push.verb == "!cancel":
                 for task_id in push.items:
                     outstanding.pop(task_id, None)
+        targets = sum(count for task_id, count in outstanding.items() if task_id not in self._reported)
+        if targets > self._credit:
+            self.faults.append(f"{targets} targets at {worker}, credit {self._credit}: {outstanding}")
         report = self._answer(tasks) if tasks else None
         if report is not None:
+            # Before it is written: the engine may take it as free before this goes on.
+            self._reported |= outstanding.keys()
+            outstanding.clear()
             peer.write(report)
-            for push in tasks:
-                outstanding.pop(push.fields["task_id"], None)
+
+    def _do(self, push: Line, outstanding: dict[str, int]) -> None:
+        task_id = push.fields["task_id"]
+        outstanding[task_id] = len(push.items)
+        with self._lock:
+            self.effects[task_id] = self.effects.get(task_id, 0) + 1
+        if self._on_effect is not None:
+            self._on_effect(self.name, task_id, push.items)
 
 
 def _read_pushes(peer: Peer) -> list[Line]:
