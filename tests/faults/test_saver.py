@@ -120,15 +120,18 @@ def test_no_reply_leaves_before_its_commit() -> None:
 
 
 @pytest.mark.parametrize("error", [StoreFailed("the store could not sync"), StoreError("anything else")])
-def test_after_a_failed_sync_nobody_is_answered_and_nothing_is_tried_again(error: StoreError) -> None:
+def test_after_a_failed_sync_nobody_is_answered_and_nothing_is_tried_again(
+    error: StoreError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FAULTS 10."""
+    monkeypatch.setattr(saver_module, "RETRY_S", 0.02)
 
     async def scenario(owner: Owner, lane: FailingLane, saver: Saver) -> None:
         lane.fails = error
         _post(owner, saver, 1)
         await owner.wait_for("failed")
         _post(owner, saver, 2)
-        await asyncio.sleep(2 * saver_module.RETRY_S)
+        await asyncio.sleep(5 * saver_module.RETRY_S)
         assert (owner.replies, owner.told, lane.tried) == ([], ["failed"], 1)
 
     _run(scenario)
@@ -171,6 +174,13 @@ def _batch(*serials: int, low: int = 0) -> Batch:
     return batch
 
 
+def _unfinished(path: Path) -> list[int]:
+    reader = SqliteReader(path)
+    serials = [row[0] for row in reader.unfinished()]
+    reader.close()
+    return serials
+
+
 def test_a_low_mark_of_one_worker_hides_no_task_of_another(tmp_path: Path) -> None:
     """Two workers write one lane: it was made when there was one."""
     path = tmp_path / "lane"
@@ -179,9 +189,9 @@ def test_a_low_mark_of_one_worker_hides_no_task_of_another(tmp_path: Path) -> No
     zero.commit(_batch(20, low=15))
     one.commit(_batch(30, low=10))
     zero.commit(_batch(40, low=40))
-    assert [row[0] for row in SqliteReader(path).unfinished()] == [10, 20, 30, 40]
+    assert _unfinished(path) == [10, 20, 30, 40]
     one.commit(_batch(low=25))
-    assert [row[0] for row in SqliteReader(path).unfinished()] == [30, 40]
+    assert _unfinished(path) == [30, 40]
     for lane in (zero, one):
         lane.close()
 
@@ -192,9 +202,9 @@ def test_low_marks_of_other_numbers_of_workers_stay_true(tmp_path: Path) -> None
     alone.commit(_batch(10, 20, 30, low=20))
     alone.close()
     zero, one = (SqliteLane(path, 3600, slot=slot, sharers=(0, 1)) for slot in (0, 1))
-    assert [row[0] for row in SqliteReader(path).unfinished()] == [20, 30]
+    assert _unfinished(path) == [20, 30]
     zero.commit(_batch(low=30))
-    assert [row[0] for row in SqliteReader(path).unfinished()] == [20, 30]
+    assert _unfinished(path) == [20, 30]
     for lane in (zero, one):
         lane.close()
 
@@ -203,5 +213,7 @@ def test_serials_go_on_behind_the_low_mark(tmp_path: Path) -> None:
     """It may be later than any task; the clock may have been set back since."""
     lane = SqliteLane(tmp_path / "lane", 3600)
     lane.commit(_batch(10, low=99))
-    assert SqliteReader(tmp_path / "lane").last_serial() == 99
+    reader = SqliteReader(tmp_path / "lane")
+    assert reader.last_serial() == 99
+    reader.close()
     lane.close()

@@ -6,6 +6,8 @@ then, until `stop`. A push is an *effect*: it is written down before it is repor
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -50,6 +52,7 @@ class FakeProxy:
         """Ids that were reported on any connection: that frees each on which they are outstanding."""
         self._end = threading.Event()
         self._connected: set[int] = set()
+        self._peers: dict[int, Peer] = {}
         self._threads = [threading.Thread(target=self._run, args=(worker,)) for worker in workers]
 
     def start(self) -> FakeProxy:
@@ -61,6 +64,9 @@ class FakeProxy:
 
     def stop(self) -> None:
         self._end.set()
+        with contextlib.suppress(OSError):
+            for peer in list(self._peers.values()):
+                peer.socket.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
         assert not self.faults, self.faults
@@ -75,9 +81,11 @@ class FakeProxy:
         while not self._end.is_set():
             try:
                 with Peer(self._address(), PATIENCE_S) as peer:
+                    self._peers[worker] = peer
                     self._greet(peer, worker)
                     self._serve(peer, worker)
             except (Gone, OSError):
+                self._peers.pop(worker, None)
                 self._end.wait(_RETRY_S)
             except Exception as error:
                 self.faults.append(repr(error))
