@@ -329,6 +329,15 @@ class Hub:
             saver.batch.forgotten.append(name)
             await self._saved(saver)
 
+    async def catch_up(self) -> None:
+        """Waits until what the savers have is on stable storage, or refused."""
+        for saver in self.engine.savers.values():
+            if saver.in_flight or saver.waiting:
+                try:
+                    await self._saved(saver)
+                except Refused:
+                    pass
+
     async def _saved(self, saver: Saver) -> None:
         done: asyncio.Future[StoreError | None] = self.loop.create_future()
         saver.batch.waiters.append(done.set_result)

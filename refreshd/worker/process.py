@@ -192,4 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         Scoreboard(args.scoreboard_fd),
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(process.run())
+        status = runner.run(process.run())
+        # Everything is saved and closed by now. Closing the loop could wait for a transport
+        # for ever, and an orphan that hangs keeps the data folder from its successor.
+        os._exit(status)

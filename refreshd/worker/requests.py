@@ -246,7 +246,11 @@ class Requests:
             raise
 
     async def own_page(self, before: int, limit: int, state: str | None) -> list[tuple[int, bytes]]:
-        """This worker's part of a listing: (serial, row), newest first."""
+        """This worker's part of a listing: (serial, row), newest first.
+
+        It shows what was asked for before it, on the same connection or another.
+        """
+        await self.hub.catch_up()
         wanted = STATE_BY_TEXT[state] if state else None
         unfinished = wanted in (State.PENDING, State.ACTIVE)
         out: list[tuple[int, bytes]] = []
@@ -254,13 +258,21 @@ class Requests:
             size = _PAGE if unfinished else limit - len(out)
             page = await self.hub.queries.page(before, size, None if unfinished else wanted, unfinished)
             for stored in page:
-                row = self._row(stored, wanted)
+                row = self._row(await self._read_again(stored), wanted)
                 if row is not None and len(out) < limit:
                     out.append((stored.serial, row))
             if len(page) < size:
                 break
             before = page[-1].serial
         return out
+
+    async def _read_again(self, stored: Stored) -> Stored:
+        """A task that ended after it was read is neither in memory nor has it a result."""
+        if stored.result is not None or stored.id in self.hub.engine.tasks:
+            return stored
+        if self.hub.shards.owner(stored.id) != self.hub.shards.slot:
+            return stored
+        return await self.hub.queries.by_serial(stored.id, stored.serial) or stored
 
     def _row(self, stored: Stored, wanted: State | None) -> bytes | None:
         """A row of a listing; None where it is not this worker's or not in the wanted state."""

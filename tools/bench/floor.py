@@ -7,6 +7,7 @@ import queue
 import sqlite3
 import sys
 import threading
+from pathlib import Path
 from typing import cast
 
 import uvloop
@@ -75,13 +76,14 @@ class Connection(asyncio.Protocol):
             self._floor.take(self, lines)
 
 
-async def main(port: int, path: str) -> None:
-    """Serves until it is killed."""
+async def main(port: int, path: str, port_file: str) -> None:
+    """Serves until it is killed; writes the port it got to `port_file`."""
     loop = asyncio.get_running_loop()
     floor = Floor(path, loop)
     server = await loop.create_server(lambda: Connection(floor), "127.0.0.1", port, backlog=1024)
+    Path(port_file).write_text(str(server.sockets[0].getsockname()[1]))  # noqa: ASYNC240 (once, at start)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1]), sys.argv[2]))
+    uvloop.run(main(int(sys.argv[1]), *sys.argv[2:4]))

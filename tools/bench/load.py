@@ -122,22 +122,26 @@ async def _drive(
     total = sum(map(len, dealt))
     run = _Run(total * replies_per_line)
     clients: list[_Client] = []
-    for number in range(connections):
-        lines = dealt[number % len(dealt)]
-        hello = greeting % (number % len(dealt)) if greeting else b""
-        client = _Client(run, hello, lines, depth, head)
-        await run.loop.create_connection(lambda client=client: client, *address)  # type: ignore[misc]
-        clients.append(client)
-    await asyncio.gather(*(client.greeted for client in clients))
-    cpu = Cpu(programs)
-    for client in clients:
-        client.begin()
-    async with asyncio.timeout(DEADLINE_S):
-        await run.done
-    rate = total / cpu.elapsed_s
-    cpu_us = cpu.us_per(total)
-    for client in clients:
-        client.transport.close()
+    try:
+        for number in range(connections):
+            lines = dealt[number % len(dealt)]
+            hello = greeting % (number % len(dealt)) if greeting else b""
+            client = _Client(run, hello, lines, depth, head)
+            await run.loop.create_connection(lambda client=client: client, *address)  # type: ignore[misc]
+            clients.append(client)
+        await asyncio.gather(*(client.greeted for client in clients))
+        cpu = Cpu(programs)
+        for client in clients:
+            client.begin()
+        async with asyncio.timeout(DEADLINE_S):
+            await run.done
+        rate = total / cpu.elapsed_s
+        cpu_us = cpu.us_per(total)
+    finally:
+        for client in clients:
+            client.transport.abort()
+        # uvloop does not come to its end while a transport is open.
+        await asyncio.sleep(0.01)
     latencies = sorted(run.latencies)
     return Measured(
         round(rate),
