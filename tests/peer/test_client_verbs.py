@@ -129,6 +129,21 @@ def test_list_is_newest_first_and_pages(peer: Peer, worker: FakeProxy, name: str
     assert paged[:30] == ids[::-1]
 
 
+def test_a_listing_shows_what_was_accepted_before_it(peer: Peer, worker: FakeProxy, name: str) -> None:
+    """In one write with it, and while the task is about to end."""
+    for number in range(300):
+        task_id = f"{name}-{number}"
+        post = f"post_task task_id={task_id} type=url scope={worker.name} -- http://a.example/"
+        if number % 2:
+            peer.write(post, "list_tasks limit=3")
+            peer.reply()
+            rows = peer.reply(listing=True).rows
+        else:
+            peer.ok(post)
+            rows = peer.ok("list_tasks limit=3").rows
+        assert task_id in [row["task_id"] for row in rows]
+
+
 def _next_millisecond(peer: Peer) -> None:
     """Tasks of one millisecond, accepted by two workers, are in no order."""
     now = peer.ok("ping")["now"]

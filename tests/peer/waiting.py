@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from tests.servers.waiting import wait_until as _wait_until
+from tools.servers.waiting import wait_until as _wait_until
 
 Result = TypeVar("Result")
 
