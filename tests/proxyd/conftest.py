@@ -1,5 +1,5 @@
 """What the agent's tests share."""
 
-from tests.servers.fixtures import ats, host, origin, varnish
+from tests.cache_fixtures import ats, host, origin, varnish
 
 __all__ = ["ats", "host", "origin", "varnish"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
-from tests.servers import wait_until
+from tools.servers import wait_until
 
 TIMEOUT_S = 15.0
 

@@ -14,7 +14,7 @@ import time
 
 import psutil
 
-from tests.servers import Agent, Origin, TrafficServer, Varnish
+from tools.servers import Agent, Origin, TrafficServer, Varnish
 
 WORKERS = 2
 LINES_A_PUSH = 100

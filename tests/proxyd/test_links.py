@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.proxyd.fake_engine import FakeEngine, FakeLink, engines
-from tests.servers import Agent, Origin, Varnish, wait_until
+from tools.servers import Agent, Origin, Varnish, wait_until
 from wire.signatures import check_hello
 
 TIMEOUT_S = 20.0

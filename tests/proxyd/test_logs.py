@@ -6,7 +6,7 @@ import pytest
 
 from proxyd.logs import SAMPLE_EVERY_S, SAMPLED_KEYS_MAX, Sampler
 from tests.proxyd.fake_engine import FakeEngine
-from tests.servers import Agent
+from tools.servers import Agent
 
 
 def test_one_in_a_while_with_the_number_left_out() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from proxyd.__main__ import main
 from tests.proxyd.fake_engine import FakeEngine
-from tests.servers import Agent
-from tests.servers.waiting import free_port
+from tools.servers import Agent
+from tools.servers.waiting import free_port
 
 
 def test_check_says_ok(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from tests.proxyd.rig import (
     split_address,
     wait_until,
 )
-from tests.servers import Origin, Varnish
+from tools.servers import Origin, Varnish
 
 PURGE = KINDS["varnish"].deeds["url"]
 GET = KINDS["varnish"].deeds["prefetch"]

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.servers.waiting import wait_until
 from tests.wire.fake_engine import Connection, FakeEngine, accept_then_cut, cut
 from tools.refreshctl.__main__ import main
+from tools.servers.waiting import wait_until
 from wire.lines import Line
 
 ROOT = Path(__file__).resolve().parents[2]

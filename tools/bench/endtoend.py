@@ -8,11 +8,11 @@ import time
 import psutil
 import uvloop
 
-from tests.servers import Origin, Varnish
 from tools.bench.fanout import stats
 from tools.bench.load import DEADLINE_S, drive, post_lines
 from tools.bench.report import Row
 from tools.bench.rig import BenchError, Cpu, Engine, Folder, Program, agent, cpu_s, wait_for
+from tools.servers import Origin, Varnish
 
 
 class _Varnishes(Program):

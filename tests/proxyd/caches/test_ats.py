@@ -7,7 +7,7 @@ from proxyd.caches import KINDS, Deed
 from tests.proxyd.caches.odd import LONGEST, ODD_PATHS
 from tests.proxyd.http import get
 from tests.proxyd.rig import SHORT, perform, run, split_address
-from tests.servers import Origin, TrafficServer
+from tools.servers import Origin, TrafficServer
 
 pytestmark = pytest.mark.needs("traffic_server")
 DEEDS = KINDS["ats"].deeds

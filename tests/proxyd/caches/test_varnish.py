@@ -7,8 +7,8 @@ from proxyd.caches import KINDS, Deed
 from tests.proxyd.caches.odd import LONGEST, ODD_PATHS
 from tests.proxyd.http import ask, get
 from tests.proxyd.rig import SHORT, perform, run, split_address
-from tests.servers import Origin, Varnish, wait_until
-from tests.servers.varnish import SHIPPED_VCL
+from tools.servers import Origin, Varnish, wait_until
+from tools.servers.varnish import SHIPPED_VCL
 
 pytestmark = pytest.mark.needs("varnishd")
 DEEDS = KINDS["varnish"].deeds

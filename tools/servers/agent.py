@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.servers.process import Server
+from tools.servers.process import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 

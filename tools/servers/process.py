@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.servers.errors import ServerFailed
-from tests.servers.waiting import wait_until
+from tools.servers.errors import ServerFailed
+from tools.servers.waiting import wait_until
 
 # A cache needs 0.5 s here to compile its VCL or open its disk; a loaded CI machine is slower.
 START_TIMEOUT_S = 30.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.servers.process import Server, find_program
+from tools.servers.process import Server, find_program
 
 SHIPPED_VCL = Path(__file__).resolve().parents[2] / "proxyd" / "caches" / "varnish" / "refreshd.vcl"
 

@@ -8,11 +8,11 @@ Plain classes without pytest, for tests, the bench and the demo alike:
 Each is up when `start()` (or `with`) returns, and gone, with its folder, when `stop()` returns.
 """
 
-from tests.servers.agent import Agent
-from tests.servers.ats import TrafficServer
-from tests.servers.errors import ServerFailed
-from tests.servers.origin import Origin
-from tests.servers.varnish import Varnish
-from tests.servers.waiting import wait_until
+from tools.servers.agent import Agent
+from tools.servers.ats import TrafficServer
+from tools.servers.errors import ServerFailed
+from tools.servers.origin import Origin
+from tools.servers.varnish import Varnish
+from tools.servers.waiting import wait_until
 
 __all__ = ["Agent", "Origin", "ServerFailed", "TrafficServer", "Varnish", "wait_until"]

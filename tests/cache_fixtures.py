@@ -1,4 +1,4 @@
-"""Thin pytest fixtures over the classes beside this file; import them in a conftest.
+"""Thin pytest fixtures over the classes of tools.servers; import them in a conftest.
 
 One server a test session: tests keep apart by using host names of their own (`host`).
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers import Origin, TrafficServer, Varnish
+from tools.servers import Origin, TrafficServer, Varnish
 
 _numbers = itertools.count(1)
 

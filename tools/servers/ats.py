@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Self
 
-from tests.servers.errors import ServerFailed
-from tests.servers.process import Server, find_program
-from tests.servers.waiting import free_port
+from tools.servers.errors import ServerFailed
+from tools.servers.process import Server, find_program
+from tools.servers.waiting import free_port
 
 SHIPPED = Path(__file__).resolve().parents[2] / "proxyd" / "caches" / "ats"
 
