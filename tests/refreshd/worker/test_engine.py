@@ -342,14 +342,21 @@ def test_a_layer_begins_when_the_one_before_has_finished(patch: pytest.MonkeyPat
     assert [session.link.outstanding for session in core.proxies.sessions.values()] == [0, 0, 0]
 
 
-def test_what_an_earlier_connection_had_is_not_pushed_once_it_is_done(core: Core) -> None:
+@pytest.mark.parametrize("how", ["done", "failed"])
+def test_what_an_earlier_connection_had_is_not_pushed_once_it_is_done(
+    patch: pytest.MonkeyPatch, how: str
+) -> None:
+    core = Core(patch, FLEET[:2])
     wire = Wire()
     session = core.connect("a0", 1, wire)
     core.post(post(1), post(2), post(3))
     core.commit()
     assert wire.pushed == [b"t1"]
-    core.report("a0", b"t2")
-    core.report("a0", b"t3", state="failed", done=0, failed=1)
+    if how == "done":
+        core.report("a0", b"t2", b"t3")
+    else:
+        core.report("a0", b"t2", state="failed", done=0, failed=1)
+        core.report("a0", b"t3", state="failed", done=0, failed=1)
     core.post(post(4))
     core.commit()
     session.ready(10)
@@ -357,6 +364,8 @@ def test_what_an_earlier_connection_had_is_not_pushed_once_it_is_done(core: Core
     assert wire.pushed == [b"t1", b"t4"]
     core.report("a0", b"t1", b"t4")
     assert session.link.outstanding == 0
+    core.connect("a1", 10)
+    core.report("a1", b"t1", b"t2", b"t3", b"t4")
     core.commit()
     assert len(core.table.results) == 4
 

@@ -1,0 +1,327 @@
+"""The saver: one thread, one batch at a time, with a lane that does as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
+from refreshd.store.base import Batch, ProxyRow
+from refreshd.task import State
+from refreshd.worker import saver as module
+from refreshd.worker.saver import SaveBatch, Saver
+from refreshd.worker.turns import Turn
+from tests.refreshd.making import a_plan, a_task
+from tests.refreshd.worker.core import Client, Quiet
+
+LAYER = a_plan(2).layers[0]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    monkeypatch.setattr(module, "log", Quiet())
+
+
+class FakeLane:
+    """Each commit waits for its outcome: an error to raise, or the ids that are known."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.outcomes: queue.SimpleQueue[BaseException | dict[bytes, int]] = queue.SimpleQueue()
+        self.upkeep: Callable[[], bool] = lambda: False
+        self.closed = 0
+        self.threads: set[str] = set()
+
+    def commit(self, batch: Batch) -> dict[bytes, int]:
+        self.threads.add(threading.current_thread().name)
+        self.batches.append(batch)
+        outcome = self.outcomes.get(timeout=30)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def has(self, batches: int) -> bool:
+        return len(self.batches) == batches
+
+    def finished_serial(self, task_id: bytes) -> int | None:
+        return None
+
+    def idle(self) -> bool:
+        return self.upkeep()
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Owner:
+    """What the saver said, in order."""
+
+    def __init__(self) -> None:
+        self.saved_: list[tuple[list[bytes], list[bytes], dict[bytes, int]]] = []
+        self.refused: list[tuple[list[bytes], str]] = []
+        self.fatal: list[StoreError] = []
+
+    def saved(self, batch: SaveBatch, known: dict[bytes, int]) -> None:
+        self.saved_.append(([task.id for task in batch.tasks], [task.id for task in batch.closing], known))
+        for turn in batch.turns:
+            turn.release()
+        for waiter in batch.waiters:
+            waiter(None)
+
+    def not_saved(self, batch: SaveBatch, error: StoreError) -> None:
+        self.refused.append(([task.id for task in batch.tasks], str(error)))
+        for waiter in batch.waiters:
+            waiter(error)
+
+    def store_failed(self, error: StoreError) -> None:
+        self.fatal.append(error)
+
+
+class Rig:
+    def __init__(self) -> None:
+        self.lane, self.owner = FakeLane(), Owner()
+        self.saver = Saver(self.lane, self.owner, asyncio.get_running_loop(), "test")
+        self.turn = Turn(Client())
+
+    def add(self, *ids: bytes) -> None:
+        for task_id in ids:
+            self.saver.batch.add_task(a_task(task_id, LAYER, state=State.NEW), self.turn)
+        self.saver.wake()
+
+    def end(self, task_id: bytes) -> None:
+        task = a_task(task_id, LAYER)
+        task.closing = State.COMPLETE
+        task.left = 0
+        self.saver.batch.closing.append(task)
+        self.saver.wake()
+
+
+@asynccontextmanager
+async def rigged() -> AsyncIterator[Rig]:
+    rig = Rig()
+    yield rig
+    for _ in range(100):
+        rig.lane.outcomes.put({})
+    assert await rig.saver.close(30)
+
+
+def run(test: Callable[[Rig], Any]) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(60), rigged() as rig:
+            await test(rig)
+
+    asyncio.run(whole())
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def ids(batch: Batch) -> list[bytes]:
+    return [row[1] for row in batch.tasks]
+
+
+def test_what_gathers_during_a_commit_is_the_next_one() -> None:
+    async def test(rig: Rig) -> None:
+        rig.add(b"a")
+        rig.add(b"b")
+        await until(lambda: rig.lane.batches)
+        assert ids(rig.lane.batches[0]) == [b"a", b"b"]
+        assert rig.saver.in_flight == 2
+        rig.add(b"c")
+        await asyncio.sleep(0)
+        rig.end(b"x")
+        rig.add(b"d")
+        assert rig.saver.waiting == 3
+        assert not rig.owner.saved_
+        rig.lane.outcomes.put({b"b": 7})
+        await until(lambda: len(rig.lane.batches) == 2)
+        # The next commit runs while the first is settled.
+        await until(lambda: rig.owner.saved_)
+        assert rig.owner.saved_ == [([b"a", b"b"], [], {b"b": 7})]
+        assert ids(rig.lane.batches[1]) == [b"c", b"d"]
+        assert [row[1] for row in rig.lane.batches[1].results] == [State.COMPLETE]
+        assert [entry[1] for entry in rig.lane.batches[1].finished] == [b"x"]
+        rig.lane.outcomes.put({})
+        await until(lambda: len(rig.owner.saved_) == 2)
+        assert rig.saver.commits == 2
+        assert (rig.saver.in_flight, rig.saver.waiting) == (0, 0)
+        assert len(rig.lane.threads) == 1
+        assert threading.current_thread().name not in rig.lane.threads
+
+    run(test)
+
+
+def test_rows_are_what_the_store_wants() -> None:
+    batch = SaveBatch()
+    turn = Turn(Client())
+    task = a_task(b"a", LAYER, count=2, state=State.NEW)
+    batch.add_task(task, turn)
+    batch.add_task(a_task(b"b", LAYER, state=State.NEW), turn)
+    assert (batch.turns, turn.waiting) == ([turn], 2)
+    ended = a_task(b"c", LAYER, count=2)
+    ended.closing, ended.marks, ended.left, ended.failed = State.FAILED, bytearray(b"0:1 "), 0, 1
+    batch.closing.append(ended)
+    batch.low = 9
+    rows = batch.to_rows()
+    assert rows.tasks[0] == (task.serial, b"a", LAYER.plan.number, task.line)
+    assert rows.plans == {LAYER.plan.number: LAYER.plan.text}
+    assert rows.results == [(ended.serial, int(State.FAILED), 3, 1, 1000, b"0:1 ")]
+    assert rows.low == 9
+    assert len(batch) == len(rows) == 3
+
+
+def test_a_store_that_is_unavailable() -> None:
+    async def test(rig: Rig) -> None:
+        rig.add(b"a")
+        rig.end(b"x")
+        rig.saver.batch.proxies.append(ProxyRow("p", "g", 0))
+        rig.saver.batch.forgotten.append("q")
+        told: list[StoreError | None] = []
+        rig.saver.batch.waiters.append(told.append)
+        await until(lambda: rig.lane.batches)
+        rig.end(b"y")
+        rig.add(b"b")
+        rig.lane.outcomes.put(StoreUnavailable("full"))
+        await until(lambda: rig.owner.refused)
+        assert rig.owner.refused == [([b"a"], "full")]
+        assert str(told) == "[StoreUnavailable('full')]"
+        assert str(rig.saver.last_error) == "full"
+        # What must not get lost comes again, before what is newer; what was refused does not.
+        for tries in (2, 3):
+            await until(partial(rig.lane.has, tries))
+            last = rig.lane.batches[-1]
+            assert [entry[1] for entry in last.finished] == [b"x", b"y"]
+            assert ids(last) == ([b"b"] if tries == 2 else [])
+            assert (last.proxies, last.forgotten) == ([ProxyRow("p", "g", 0)], ["q"])
+            rig.lane.outcomes.put(StoreUnavailable("still full") if tries == 2 else {})
+        await until(lambda: rig.owner.saved_)
+        assert rig.owner.saved_ == [([], [b"x", b"y"], {})]
+        assert rig.saver.last_error is None
+        rig.add(b"c")
+        rig.lane.outcomes.put({})
+        await until(lambda: len(rig.owner.saved_) == 2)
+        assert not rig.owner.fatal
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "error", [StoreFailed("sync"), StoreDamaged("torn"), ValueError("a fault"), MemoryError()]
+)
+def test_a_store_that_cannot_be_trusted_ends_everything(error: BaseException) -> None:
+    async def test() -> None:
+        rig = Rig()
+        rig.add(b"a")
+        rig.lane.outcomes.put(error)
+        await until(lambda: rig.owner.fatal)
+        # Nothing is acknowledged, refused or tried again: the process is to end.
+        rig.add(b"b")
+        await asyncio.sleep(0.01)
+        assert len(rig.lane.batches) == 1
+        assert not rig.owner.saved_
+        assert not rig.owner.refused
+        rig.saver._jobs.put(None)
+        await until(lambda: rig.lane.closed)
+
+    asyncio.run(test())
+
+
+def test_waiting_for_a_commit_of_nothing_but_a_waiter() -> None:
+    async def test(rig: Rig) -> None:
+        told: list[StoreError | None] = []
+        rig.saver.batch.waiters.append(told.append)
+        rig.saver.wake()
+        rig.lane.outcomes.put({})
+        await until(lambda: told)
+        assert told == [None]
+
+    run(test)
+
+
+def test_a_low_alone_makes_no_commit() -> None:
+    async def test(rig: Rig) -> None:
+        rig.saver.batch.low = 5
+        rig.saver.wake()
+        await asyncio.sleep(0.01)
+        assert not rig.lane.batches
+        rig.add(b"a")
+        rig.lane.outcomes.put({})
+        await until(lambda: rig.owner.saved_)
+        assert rig.lane.batches[0].low == 5
+
+    run(test)
+
+
+def test_upkeep_has_its_turn_under_load_and_goes_on_while_more_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "UPKEEP_S", 0.01)
+    monkeypatch.setattr(module, "UPKEEP_MORE_S", 0.0)
+    turns: list[int] = []
+
+    def upkeep() -> bool:
+        turns.append(len(rigs[0].lane.batches))
+        if len(turns) == 2:
+            raise StoreUnavailable("no room for upkeep either")
+        return len(turns) < 10
+
+    rigs: list[Rig] = []
+
+    async def test(rig: Rig) -> None:
+        rigs.append(rig)
+        rig.lane.upkeep = upkeep
+        for _ in range(100_000):
+            if len(turns) >= 5:
+                break
+            rig.add(b"a")
+            rig.lane.outcomes.put({})
+            await asyncio.sleep(0)
+            await until(lambda: not rig.saver.in_flight)
+        assert len(turns) >= 5
+        await until(lambda: len(turns) >= 10)
+
+    run(test)
+
+
+def test_close_saves_what_is_there() -> None:
+    async def test() -> None:
+        rig = Rig()
+        rig.add(b"a")
+        rig.lane.outcomes.put(StoreUnavailable("full"))
+        rig.end(b"x")
+        await until(lambda: rig.owner.refused)
+        rig.add(b"b")
+        closing = asyncio.ensure_future(rig.saver.close(30))
+        await asyncio.sleep(0.01)
+        assert not closing.done()
+        for _ in range(5):
+            rig.lane.outcomes.put({})
+        assert await closing
+        assert [kept[1] for kept in rig.owner.saved_ if kept[1]] == [[b"x"]]
+        assert sum(len(kept[0]) for kept in rig.owner.saved_) == 1
+        assert rig.lane.closed == 1
+        assert not rig.saver._thread.is_alive()
+
+    asyncio.run(test())
+
+
+def test_close_gives_up_at_its_deadline() -> None:
+    async def test() -> None:
+        rig = Rig()
+        rig.add(b"a")
+        await until(lambda: rig.lane.batches)
+        assert not await rig.saver.close(0.01)
+        rig.lane.outcomes.put({})
+        await until(lambda: rig.lane.closed)
+
+    asyncio.run(test())
