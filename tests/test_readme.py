@@ -18,7 +18,7 @@ def commands(section: str) -> list[str]:
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
-    assert commands("Two commands") == ["make demo", "make test"]
+    assert commands("Two commands") == ["make run", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^run demo: ", makefile, re.MULTILINE)
     assert re.search(r"^test: ", makefile, re.MULTILINE)
