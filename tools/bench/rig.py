@@ -1,157 +1,60 @@
-"""What a measurement needs: processes of its own, in folders of their own, and the CPU they use."""
+"""The engine and the agent as they are measured: private, in a folder of their own, on free ports."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import subprocess
+import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import psutil
 
-_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-START_DEADLINE_S = 60.0
+from tools.bench.ask import ask
+from tools.bench.programs import Program, wait_for
+
+Address = tuple[str, int]
+
 _BIN = Path(sys.executable).parent
+GROUP = "all"
+RESTART_DEADLINE_S = 120.0
 
 
-class BenchError(RuntimeError):
-    """A measurement could not be made; says what was got and wanted."""
-
-
-def wait_for(what: str, ready: Callable[[], bool], deadline_s: float = START_DEADLINE_S) -> None:
-    """Waits until `ready()`. Raises: BenchError."""
-    end = time.monotonic() + deadline_s
-    while not ready():
-        if time.monotonic() > end:
-            raise BenchError(f"{what}: not within {deadline_s:.0f} s")
-        time.sleep(0.005)
-
-
-class Program:
-    """A process of the bench with its children; gone, with its folder, at the end."""
-
-    def __init__(self, name: str, command: list[str], folder: Path) -> None:
-        self.name = name
-        self.folder = folder
-        self.log = folder / f"{name}.log"
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=folder, start_new_session=True
-            )
-
-    def pids(self) -> list[int]:
-        """Its processes."""
-        try:
-            root = psutil.Process(self.process.pid)
-            return [root.pid, *(child.pid for child in root.children(recursive=True))]
-        except psutil.NoSuchProcess:
-            return []
-
-    def cpu_s(self) -> float:
-        """CPU seconds, user and system, of all its processes so far."""
-        return sum(cpu_s(pid) for pid in self.pids())
-
-    def check_alive(self) -> None:
-        """Raises: BenchError with the end of its log."""
-        if self.process.poll() is not None:
-            tail = self.log.read_text(errors="replace")[-500:]
-            raise BenchError(f"{self.name} ended with {self.process.returncode}: {tail}")
-
-    def kill(self) -> None:
-        """kill -9 of the whole group."""
-        for pid in self.pids():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        self.process.wait()
-
-    def stop(self) -> None:
-        """Ends it, gently first."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds, user and system, of one process; 0 when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) * _TICK_S
-
-
-class Cpu:
-    """CPU used by some programs, and by this process, from `start` on."""
-
-    def __init__(self, programs: Iterable[Program]) -> None:
-        self._programs = list(programs)
-        self._before = {program.name: program.cpu_s() for program in self._programs}
-        self._own = time.process_time()
-        self._began = time.perf_counter()
-
-    def us_per(self, operations: int) -> dict[str, float]:
-        """Microseconds of CPU an operation, by program; "generator" is this process."""
-        used = {p.name: p.cpu_s() - self._before[p.name] for p in self._programs}
-        used["generator"] = time.process_time() - self._own
-        return {name: round(seconds / operations * 1e6, 2) for name, seconds in used.items()}
-
-    @property
-    def elapsed_s(self) -> float:
-        """Wall seconds since the start."""
-        return time.perf_counter() - self._began
-
-
-class Folder:
+@contextmanager
+def folder() -> Iterator[Path]:
     """A folder for one measurement."""
+    # Where the disk is: /tmp is one on most machines, and where it is not, TMPDIR says so.
+    with tempfile.TemporaryDirectory(prefix="refreshd-bench-", ignore_cleanup_errors=True) as path:
+        yield Path(path)
 
-    def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="refreshd-bench-"))
 
-    def __enter__(self) -> Path:
-        return self.path
+class Restart(NamedTuple):
+    """Seconds from a start until it answered its first `ping`, and until every worker was ready."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
+    ping_s: float
+    ready_s: float
 
 
 class Engine:
-    """refreshd on a free port, with `proxies` listed and two workers."""
+    """refreshd on a free port with proxies `p0`, `p1`… listed, all in one group."""
 
-    def __init__(self, folder: Path, *, proxies: int = 1, workers: int = 2) -> None:
-        self.folder = folder
+    def __init__(self, where: Path, *, proxies: int = 1, workers: int = 2) -> None:
+        self.where = where
         self.workers = workers
-        self._config = folder / "refreshd.toml"
-        listed = "".join(f'[[proxy]]\nname = "p{number}"\ngroup = "all"\n' for number in range(proxies))
-        engine = f'[engine]\nlisten = "127.0.0.1:0"\nhttp = ""\ndata = "{folder}/data"\nworkers = {workers}\n'
+        self._config = where / "refreshd.toml"
+        listed = "".join(f'[[proxy]]\nname = "p{number}"\ngroup = "{GROUP}"\n' for number in range(proxies))
+        engine = f'[engine]\nlisten = "127.0.0.1:0"\nhttp = ""\ndata = "{where}/data"\nworkers = {workers}\n'
         self._config.write_text(engine + listed)
         self.program = self._start()
+        wait_for("every worker is ready", self._workers_ready)
 
     def _start(self) -> Program:
-        address = self.folder / "data" / "refreshd.addr"
-        address.unlink(missing_ok=True)
-        log = self.folder / "engine.log"
-        log.unlink(missing_ok=True)
-        program = Program("engine", [str(_BIN / "refreshd"), "--config", str(self._config)], self.folder)
-
-        def up() -> bool:
-            program.check_alive()
-            return address.exists() and '"event":"up"' in log.read_text(errors="replace")
-
-        wait_for("the engine is up", up)
-        return program
+        self._address_file.unlink(missing_ok=True)
+        return Program("engine", [str(_BIN / "refreshd"), "--config", str(self._config)], self.where)
 
     def __enter__(self) -> Engine:
         return self
@@ -162,30 +65,62 @@ class Engine:
         self.program.stop()
 
     @property
-    def address(self) -> tuple[str, int]:
+    def _address_file(self) -> Path:
+        return self.where / "data" / "refreshd.addr"
+
+    @property
+    def address(self) -> Address:
         """Where it listens."""
-        host, _, port = (self.folder / "data" / "refreshd.addr").read_text().strip().rpartition(":")
+        host, _, port = self._address_file.read_text().strip().rpartition(":")
         return host, int(port)
 
-    def restart_after_kill(self) -> float:
-        """kill -9 of everything, then a start. Returns the seconds until every worker is ready."""
+    def restart_after_kill(self) -> Restart:
+        """kill -9 of everything, then a start, looked at from outside."""
         self.program.kill()
         began = time.perf_counter()
         self.program = self._start()
-        return time.perf_counter() - began
+        wait_for("the engine answers", self._answers, RESTART_DEADLINE_S)
+        ping_s = time.perf_counter() - began
+        wait_for("every worker is ready", self._workers_ready, RESTART_DEADLINE_S)
+        return Restart(ping_s, time.perf_counter() - began)
+
+    def _answers(self) -> bool:
+        self.program.check_alive()
+        try:
+            return asyncio.run(ask(self.address, b"ping"))[0].startswith(b"ok ")
+        except (OSError, ValueError):
+            return False
+
+    def _workers_ready(self) -> bool:
+        self.program.check_alive()
+        try:
+            rows = asyncio.run(ask(self.where / "data" / "admin.sock", b"list_workers"))[1:]
+        except OSError:
+            return False
+        return len(rows) == self.workers and all(b" state=ready" in row for row in rows)
+
+    def stats(self) -> dict[str, float]:
+        """Its figures."""
+        rows = asyncio.run(ask(self.address, b"stats"))[1:]
+        pairs = [dict(field.split("=", 1) for field in row.decode().split()[1:]) for row in rows]
+        return {pair["name"]: float(pair["value"]) for pair in pairs}
 
     def memory_bytes(self) -> int:
-        """Memory of its own (PSS) of all workers."""
-        children = self.program.pids()[1:]
-        return sum(int(psutil.Process(pid).memory_full_info().pss) for pid in children)
+        """Memory of all workers; what they share is counted once (PSS)."""
+        return sum(int(psutil.Process(pid).memory_full_info().pss) for pid in self.program.pids()[1:])
 
 
-def agent(folder: Path, engine: Engine, cache_address: str) -> Program:
-    """proxyd beside one Varnish."""
-    config = folder / "proxyd.toml"
+@contextmanager
+def agent(where: Path, engine: Engine, cache_address: str) -> Iterator[Program]:
+    """proxyd, as p0, beside one Varnish."""
+    config = where / "proxyd.toml"
     host, port = engine.address
     config.write_text(
-        f'[agent]\nname = "p0"\ngroup = "all"\nengines = ["{host}:{port}"]\n'
+        f'[agent]\nname = "p0"\ngroup = "{GROUP}"\nengines = ["{host}:{port}"]\n'
         f'[[cache]]\nname = "v1"\nkind = "varnish"\naddress = "{cache_address}"\n'
     )
-    return Program("agent", [str(_BIN / "proxyd"), "--config", str(config)], folder)
+    program = Program("agent", [str(_BIN / "proxyd"), "--config", str(config)], where)
+    try:
+        yield program
+    finally:
+        program.stop()

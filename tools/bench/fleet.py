@@ -1,0 +1,81 @@
+"""Simulated proxies: many in one process, cheap enough not to be what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from tools.bench.load import CONNECT_DEADLINE_S, LAST_TURN_S
+from tools.bench.rig import GROUP, Engine
+
+# Half of what PROTOCOL.md asks for, so that a slow turn of the loop makes no proxy go offline.
+BEAT_S = 2.5
+_ID_AT = len(b"!task task_id=")
+_ID_END = _ID_AT + 32
+
+
+class _Link(asyncio.Protocol):
+    """One connection of a proxy to one worker."""
+
+    def __init__(self, fleet: Fleet, name: str, worker: int, credit: int) -> None:
+        self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._fleet = fleet
+        hello = f"hello v=1 role=proxy name={name} group={GROUP} worker={worker}"
+        self._first = f"{hello}\nready credit={credit}\n".encode()
+        self._tail = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(self._first)
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._tail = (self._tail + data if self._tail else data).split(b"\n")
+        # The id is cut by its place: the bench made it, and parsing would cost more than the engine does.
+        ids = [line[_ID_AT:_ID_END] for line in lines if line.startswith(b"!task ")]
+        if ids:
+            self._fleet.pushed += len(ids)
+            if self._fleet.reports:
+                self.transport.write(b"report state=done ms=1 -- " + b" ".join(ids) + b"\n")
+        if not self.greeted.done() and lines:
+            self.greeted.set_result(None)
+
+
+class Fleet:
+    """Proxies with a connection to each worker. With `reports` each push is reported at once, all of a
+    read in one line; else never."""
+
+    def __init__(self, engine: Engine, proxies: int, *, credit: int = 100_000, reports: bool = True) -> None:
+        self.reports = reports
+        self.pushed = 0
+        """(task, proxy) pairs."""
+        self._engine = engine
+        self._credit = credit
+        self._names = [f"p{number}" for number in range(proxies)]
+        self._links: list[_Link] = []
+        self._beating: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Fleet:
+        loop = asyncio.get_running_loop()
+        address = self._engine.address
+        async with asyncio.timeout(CONNECT_DEADLINE_S):
+            for name in self._names:
+                for worker in range(self._engine.workers):
+                    link = _Link(self, name, worker, self._credit)
+                    await loop.create_connection(lambda made=link: made, *address)  # type: ignore[misc]
+                    self._links.append(link)
+            await asyncio.gather(*(link.greeted for link in self._links))
+        self._beating = asyncio.create_task(self._beat())
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+        for link in self._links:
+            link.transport.abort()
+        await asyncio.sleep(LAST_TURN_S)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            for link in self._links:
+                link.transport.write(b"beat\n")
