@@ -9,6 +9,7 @@ data/store/lane-1.made  this lane has had tables: SQLite would take an emptied f
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from refreshd.errors import StoreDamaged
@@ -60,11 +61,11 @@ def _was_made(path: Path) -> bool:
 
 
 def _parse(path: Path) -> int:
-    text = path.read_text().strip()
-    number = text.removeprefix("lanes=")
-    if not number.isdecimal() or not 1 <= int(number) <= SHARDS:
+    text = path.read_text(errors="replace").strip()
+    match = re.fullmatch(r"lanes=([0-9]{1,2})", text)
+    if match is None or not 1 <= int(match[1]) <= SHARDS:
         raise StoreDamaged(f"{path} says {text[:80]!r}, wanted lanes=N with N from 1 to {SHARDS}")
-    return int(number)
+    return int(match[1])
 
 
 def _refuse_leftovers(data: Path) -> None:
