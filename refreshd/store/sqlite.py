@@ -130,7 +130,7 @@ class SqliteLane:
     def _write(self, batch: Batch, tasks: Sequence[TaskRow]) -> None:
         plans = [item for item in batch.plans.items() if item[0] not in self._plans_kept]
         self._insert("INSERT OR IGNORE INTO plan VALUES", plans)
-        self._insert("INSERT INTO task VALUES", tasks)
+        self._insert("INSERT INTO task VALUES", [(*row, crc32(row[3])) for row in tasks])
         self._insert("INSERT OR REPLACE INTO result VALUES", batch.results)
         self._insert("INSERT OR REPLACE INTO proxy VALUES", batch.proxies)
         for name in batch.forgotten:
@@ -320,9 +320,18 @@ def _statements(script: str) -> Iterator[str]:
 
 
 _STORED = (
-    "SELECT task.serial, task.id, plan.text, body, state, done, failed, updated_ms, marks"
+    "SELECT task.serial, task.id, plan.text, body, crc, state, done, failed, updated_ms, marks"
     " FROM task LEFT JOIN result USING (serial) JOIN plan ON plan.number = task.plan"
 )
+
+
+def _check_body(serial: int, body: bytes, crc: int) -> None:
+    """Raises: StoreDamaged for a request line that is not what was written."""
+    if crc32(body) != crc:
+        raise StoreDamaged(
+            f"the store is damaged: the request line of task {serial} is not what was written; "
+            "stop the engine and restore the data folder"
+        )
 
 
 class SqliteReader:
@@ -354,13 +363,15 @@ class SqliteReader:
         """See `base.Reader`."""
         try:
             cursor = self._db.execute(
-                "SELECT task.serial, plan, body FROM task LEFT JOIN result USING (serial)"
+                "SELECT task.serial, plan, body, crc FROM task LEFT JOIN result USING (serial)"
                 " WHERE task.serial >= ? AND result.serial IS NULL ORDER BY task.serial",
                 (_low(self._db),),
             )
             cursor.arraysize = 1000
             while rows := cursor.fetchmany():
-                yield from rows
+                for serial, plan, body, crc in rows:
+                    _check_body(serial, body, crc)
+                    yield serial, plan, body
         except sqlite3.Error as error:
             raise _translated(error) from error
 
@@ -391,7 +402,8 @@ class SqliteReader:
 
     def _stored(self, query: str, values: Sequence[int]) -> list[Stored]:
         stored = []
-        for serial, task_id, plan, body, state, *rest in self._rows(query, values):
+        for serial, task_id, plan, body, crc, state, *rest in self._rows(query, values):
+            _check_body(serial, body, crc)
             result = None
             if state is not None:
                 done, failed, updated_ms, marks = rest

@@ -545,6 +545,21 @@ def test_a_file_that_is_no_database(path: Path, data: bytes) -> None:
         SqliteLane(path, RETENTION_S)
 
 
+def test_a_request_line_that_is_not_what_was_written_is_refused(path: Path) -> None:
+    lane = SqliteLane(path, RETENTION_S)
+    lane.commit(a_batch(b"t"))
+    # What a flipped bit does to a URL: it is still a URL, only not the one that was acknowledged.
+    lane._db.execute("UPDATE task SET body = CAST(replace(CAST(body AS TEXT), 'http://', 'httq://') AS BLOB)")
+    reader = SqliteReader(path)
+    serial = reader.last_serial()
+    with pytest.raises(StoreDamaged, match=f"request line of task {serial}"):
+        list(reader.unfinished())
+    with pytest.raises(StoreDamaged, match=f"request line of task {serial}"):
+        reader.serials([serial])
+    reader.close()
+    lane.close()
+
+
 def test_a_file_of_a_newer_version(path: Path) -> None:
     lane = SqliteLane(path, RETENTION_S)
     version = lane._db.execute("PRAGMA user_version").fetchone()[0]
