@@ -320,7 +320,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 _STORED = (
-    "SELECT task.serial, task.id, plan.text, body, crc, state, done, failed, updated_ms, marks"
+    "SELECT task.serial, task.id, plan.text, body, body_crc, state, done, failed, updated_ms, marks"
     " FROM task LEFT JOIN result USING (serial) JOIN plan ON plan.number = task.plan"
 )
 
@@ -363,7 +363,7 @@ class SqliteReader:
         """See `base.Reader`."""
         try:
             cursor = self._db.execute(
-                "SELECT task.serial, plan, body, crc FROM task LEFT JOIN result USING (serial)"
+                "SELECT task.serial, plan, body, body_crc FROM task LEFT JOIN result USING (serial)"
                 " WHERE task.serial >= ? AND result.serial IS NULL ORDER BY task.serial",
                 (_low(self._db),),
             )

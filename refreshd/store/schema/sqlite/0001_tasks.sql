@@ -7,14 +7,14 @@ CREATE TABLE plan (
     text   TEXT NOT NULL
 );
 
--- Every task that was acknowledged. `body` is the request line as it came, `crc` its
+-- Every task that was acknowledged. `body` is the request line as it came, `body_crc` its
 -- CRC-32: SQLite checks its log but not its pages, and a flipped bit must not be purged.
 CREATE TABLE task (
-    serial INTEGER PRIMARY KEY,
-    id     BLOB NOT NULL,
-    plan   INTEGER NOT NULL,
-    body   BLOB NOT NULL,
-    crc    INTEGER NOT NULL
+    serial   INTEGER PRIMARY KEY,
+    id       BLOB NOT NULL,
+    plan     INTEGER NOT NULL,
+    body     BLOB NOT NULL,
+    body_crc INTEGER NOT NULL
 );
 
 -- The end of a task; a task without one is unfinished. `marks`: see refreshd/task.py.
