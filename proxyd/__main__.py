@@ -15,10 +15,12 @@ USAGE = "Agent at a point of presence: refreshes and warms the caches there for 
 # An agent holds tens of thousands of small objects that are no garbage: with Python's
 # default (700) the collector looks at all of them again and again, for 15 % of the CPU.
 GC_THRESHOLD = 50_000
+# EX_CONFIG of sysexits.h, as refreshd has it.
+EXIT_CONFIG = 78
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the agent. Returns 0 after a stop or a good --check, 1 if the configuration is wrong."""
+    """Runs the agent. Returns 0 after a stop or a good --check, 78 if the configuration is wrong."""
     parser = argparse.ArgumentParser(prog="proxyd", description=USAGE)
     parser.add_argument("--config", type=Path, metavar="FILE", help="proxyd.toml; without it, defaults")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
@@ -28,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load(options.config) if options.config is not None else default_config()
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 1
+        return EXIT_CONFIG
     if options.check:
         print("ok")
         return 0
