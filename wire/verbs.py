@@ -124,7 +124,7 @@ _TABLE = (
     Verb(
         "ready",
         _PROXIES,
-        (Field("credit", f.integer(1, 1 << 30), "how many more targets may be outstanding", required=True),),
+        (Field("credit", _COUNT, "how many more targets may be outstanding", required=True),),
         "lets the engine have more targets outstanding at this connection",
         "ok",
     ),

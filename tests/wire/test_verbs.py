@@ -17,7 +17,7 @@ def test_values_are_read_and_absent_ones_left_out() -> None:
     [
         (b"get_task", "missing_field", "task_id"), (b"get_task task_id=", "bad_field", "task_id"),
         (b"list_tasks limit=0", "bad_field", "limit"), (b"list_tasks limit=10001", "bad_field", "limit"),
-        (b"list_tasks state=done", "bad_field", "state"), (b"ready credit=0", "bad_field", "credit"),
+        (b"list_tasks state=done", "bad_field", "state"), (b"ready credit=-1", "bad_field", "credit"),
         (b"ready", "missing_field", "credit"), (b"report state=lost", "bad_field", "state"),
         (b"beat cpu=-1", "bad_field", "cpu"), (b"post_task task_id=t type=url", "missing_field", "target"),
         (b"post_task task_id=t type=url --", "missing_field", "target"),
