@@ -186,8 +186,16 @@ class Saver:
         self.last_error = None
         # The next commit starts before the replies of this one are made: the disk need not wait for them.
         self._hand_over()
-        self._owner.saved(batch, known)
+        self._settle(self._owner.saved, batch, known)
         self.wake()
+
+    def _settle(self, call: Callable[..., None], *args: object) -> None:
+        """Tells the owner of a commit. A fault amid it ends the process: the rest would never start."""
+        try:
+            call(*args)
+        except Exception as error:
+            log.exception("a commit could not be settled")
+            self._owner.store_failed(StoreError(f"a commit could not be settled: {error!r}"))
 
     def _failed(self, batch: SaveBatch, error: StoreError) -> None:
         self.in_flight = 0
@@ -201,7 +209,7 @@ class Saver:
         following.closing = batch.closing + following.closing
         following.proxies = batch.proxies + following.proxies
         following.forgotten = batch.forgotten + following.forgotten
-        self._owner.not_saved(batch, error)
+        self._settle(self._owner.not_saved, batch, error)
         if self._closed:
             self._busy = False
         else:

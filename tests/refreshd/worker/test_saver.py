@@ -236,6 +236,29 @@ def test_a_store_that_cannot_be_trusted_ends_everything(error: BaseException) ->
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("outcome", [{}, StoreUnavailable("full")])
+def test_a_fault_while_settling_ends_everything_too(outcome: StoreError | dict[bytes, int]) -> None:
+    """Else some of the batch would be acknowledged and never started."""
+
+    async def test(rig: Rig) -> None:
+        def fault(*_: object) -> None:
+            raise KeyError("a fault of ours")
+
+        owner: Any = rig.owner
+        owner.saved = owner.not_saved = fault
+        rig.add(b"a")
+        rig.lane.outcomes.put(outcome)
+        await until(lambda: rig.owner.fatal)
+        assert "could not be settled: KeyError" in str(rig.owner.fatal[0])
+        # Whoever goes on nevertheless finds no flag stuck.
+        del owner.saved, owner.not_saved
+        rig.add(b"b")
+        rig.lane.outcomes.put({})
+        await until(lambda: rig.owner.saved_)
+
+    run(test)
+
+
 def test_waiting_for_a_commit_of_nothing_but_a_waiter() -> None:
     async def test(rig: Rig) -> None:
         told: list[StoreError | None] = []
