@@ -21,7 +21,7 @@ _SHIFT = 32 - 6
 
 
 class PendingIds:
-    """The entries that wait. Used in turns: `add`, then `settle` or `undo`."""
+    """The entries that wait. Used in turns: `add` or `take_older`, then `settle` or `undo`."""
 
     def __init__(self) -> None:
         self._buckets: list[list[IdEntry]] = [[] for _ in range(BUCKETS)]
@@ -46,6 +46,19 @@ class PendingIds:
                 self._due.append(number)
         for number in self._due:
             due += sorted(self._buckets[number])
+        return due
+
+    def take_older(self, serial: int, most: int) -> list[IdEntry]:
+        """Buckets with an entry older than `serial`, of about `most` entries: to be written, in order.
+
+        As with `add`, `settle` or `undo` follows.
+        """
+        self._added, self._due = [], []
+        due: list[IdEntry] = []
+        for number, bucket in enumerate(self._buckets):
+            if len(due) < most and any(entry[2] < serial for entry in bucket):
+                self._due.append(number)
+                due += sorted(bucket)
         return due
 
     def settle(self) -> None:

@@ -39,6 +39,10 @@ CACHE_KIB = 65_536
 DROP_ROWS = 1024
 # The index of ids is swept in this many pieces, one each time something is dropped.
 _SWEEPS = 256
+# A task that is unfinished this long after it was accepted is noted as a straggler.
+STRAGGLE_MS = 600_000
+# Tasks that are looked through for stragglers at a time: about 5 ms.
+_STRAGGLE_ROWS = 4_096
 # Results whose ids are looked after at a time when the index is brought up to date at start.
 _INDEX_ROWS = 32_768
 
@@ -103,6 +107,7 @@ class SqliteLane:
             self._db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
             _migrate(self._db)
             self._any_finished = self._db.execute("SELECT 1 FROM finished LIMIT 1").fetchone() is not None
+            self._low = _low(self._db)
         except sqlite3.Error as error:
             raise _translated(error) from error
 
@@ -184,36 +189,48 @@ class SqliteLane:
             raise StoreFailed(f"the store could not roll back: {error}") from error
 
     def index_finished(self) -> None:
-        """Brings `finished` up to date after a crash: every result at or above `low` is looked at.
+        """Brings `finished` up to date after a crash.
 
+        Looked at are the results at or above `low`, and those of stragglers, which then are none.
         Raises: StoreUnavailable, StoreDamaged, StoreFailed.
         """
         try:
-            at = _low(self._db)
-            while rows := self._db.execute(
+            self._index(
+                "SELECT task.id, serial FROM straggler JOIN result USING (serial) JOIN task USING (serial)"
+                " WHERE serial >= ? ORDER BY serial LIMIT ?",
+                0,
+            )
+            self._db.execute("DELETE FROM straggler WHERE serial IN (SELECT serial FROM result)")
+            self._index(
                 "SELECT task.id, serial FROM result JOIN task USING (serial)"
                 " WHERE serial >= ? ORDER BY serial LIMIT ?",
-                (at, _INDEX_ROWS),
-            ).fetchall():
-                entries = sorted((crc32(task_id), task_id, serial) for task_id, serial in rows)
-                self._db.execute("BEGIN IMMEDIATE")
-                self._insert("INSERT OR REPLACE INTO finished VALUES", entries)
-                self._db.execute("COMMIT")
-                self._any_finished = True
-                at = rows[-1][1] + 1
+                _low(self._db),
+            )
         except sqlite3.Error as error:
             self._roll_back()
             raise _translated(error) from error
+
+    def _index(self, query: str, at: int) -> None:
+        """Writes the ids that a query finds, from a serial on, a bounded number at a time."""
+        while rows := self._db.execute(query, (at, _INDEX_ROWS)).fetchall():
+            entries = sorted((crc32(task_id), task_id, serial) for task_id, serial in rows)
+            self._db.execute("BEGIN IMMEDIATE")
+            self._insert("INSERT OR REPLACE INTO finished VALUES", entries)
+            self._db.execute("COMMIT")
+            self._any_finished = True
+            at = rows[-1][1] + 1
 
     def finished_serial(self, task_id: bytes) -> int | None:
         """See `base.Lane`."""
         return self._pending.get(task_id)
 
     def idle(self) -> bool:
-        """Drops a few tasks that are past their retention. See `base.Lane`."""
+        """Drops a few tasks that are past their retention, notes stragglers. See `base.Lane`."""
         try:
-            return self._drop_some()
+            dropped = self._drop_some()
+            return self._note_stragglers() or dropped
         except sqlite3.Error as error:
+            self._pending.undo()
             self._roll_back()
             raise _translated(error) from error
 
@@ -226,7 +243,7 @@ class SqliteLane:
             (self._drop_from, first_serial(before_ms), before_ms, DROP_ROWS),
         ).fetchall()
         serials = [row[0] for row in rows]
-        for table in ("task", "result"):
+        for table in ("task", "result", "straggler"):
             for at in range(0, len(serials), _CHUNKS[0]):
                 some = serials[at : at + _CHUNKS[0]]
                 marks = ",".join("?" * len(some))
@@ -255,6 +272,35 @@ class SqliteLane:
             " AND NOT EXISTS (SELECT 1 FROM task WHERE task.serial = finished.serial)",
             (start, start + width, first_serial(before_ms)),
         )
+
+    def _note_stragglers(self) -> bool:
+        """Raises `low` past what was accepted long ago, piece by piece. Returns whether more is left."""
+        limit = first_serial(self._now_ms() - STRAGGLE_MS)
+        low = self._low
+        if low >= limit:
+            return False
+        self._db.execute("BEGIN IMMEDIATE")
+        (last,) = self._db.execute(
+            "SELECT max(serial) FROM"
+            " (SELECT serial FROM task WHERE serial >= ? AND serial < ? ORDER BY serial LIMIT ?)",
+            (low, limit, _STRAGGLE_ROWS),
+        ).fetchone()
+        up_to = limit if last is None else last + 1
+        self._db.execute(
+            "INSERT OR IGNORE INTO straggler SELECT task.serial FROM task LEFT JOIN result USING (serial)"
+            " WHERE task.serial >= ? AND task.serial < ? AND result.serial IS NULL",
+            (low, up_to),
+        )
+        # An id that waits to be indexed would be missed below `low`: those go first.
+        due = self._pending.take_older(up_to, DROP_ROWS)
+        self._insert("INSERT OR REPLACE INTO finished VALUES", due)
+        more = bool(due)
+        if not more:
+            self._write_low(up_to)
+        self._db.execute("COMMIT")
+        self._pending.settle()
+        self._any_finished = self._any_finished or more
+        return more or up_to < limit
 
     def close(self) -> None:
         """Writes what is left of the ids and empties the log, for a quick start."""
@@ -362,16 +408,18 @@ class SqliteReader:
     def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
         """See `base.Reader`."""
         try:
-            cursor = self._db.execute(
-                "SELECT task.serial, plan, body, body_crc FROM task LEFT JOIN result USING (serial)"
-                " WHERE task.serial >= ? AND result.serial IS NULL ORDER BY task.serial",
-                (_low(self._db),),
-            )
-            cursor.arraysize = 1000
-            while rows := cursor.fetchmany():
-                for serial, plan, body, crc in rows:
-                    _check_body(serial, body, crc)
-                    yield serial, plan, body
+            for source, compare in (("straggler JOIN task USING (serial)", "<"), ("task", ">=")):
+                cursor = self._db.execute(
+                    f"SELECT task.serial, plan, body, body_crc FROM {source}"  # noqa: S608 (constants)
+                    " LEFT JOIN result ON result.serial = task.serial"
+                    f" WHERE task.serial {compare} ? AND result.serial IS NULL ORDER BY task.serial",
+                    (_low(self._db),),
+                )
+                cursor.arraysize = 1000
+                while rows := cursor.fetchmany():
+                    for serial, plan, body, crc in rows:
+                        _check_body(serial, body, crc)
+                        yield serial, plan, body
         except sqlite3.Error as error:
             raise _translated(error) from error
 
@@ -388,17 +436,32 @@ class SqliteReader:
 
     def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
         """See `base.Reader`."""
+        if unfinished:
+            return self._unfinished_page(before, limit)
         where = "task.serial < ?"
         values: list[int] = [before]
-        if unfinished:
-            where += " AND result.serial IS NULL AND task.serial >= ?"
-            values.append(_low(self._db))
-        elif state is not None:
+        if state is not None:
             # Written out where it is not the common one, so that the partial index serves.
             where += " AND state = ?" if state is State.COMPLETE else " AND state = ? AND state <> 2"
             values.append(int(state))
-        order = "result.serial" if state not in (None, State.COMPLETE) and not unfinished else "task.serial"
+        order = "result.serial" if state not in (None, State.COMPLETE) else "task.serial"
         return self._stored(f"{_STORED} WHERE {where} ORDER BY {order} DESC LIMIT ?", [*values, limit])
+
+    def _unfinished_page(self, before: int, limit: int) -> list[Stored]:
+        """From the newest down to `low`, and below it only the stragglers."""
+        low = _low(self._db)
+        order = "ORDER BY task.serial DESC LIMIT ?"
+        stored = self._stored(
+            f"{_STORED} WHERE task.serial < ? AND task.serial >= ? AND result.serial IS NULL {order}",
+            [before, low, limit],
+        )
+        if len(stored) < limit:
+            stored += self._stored(
+                f"{_STORED} JOIN straggler ON straggler.serial = task.serial"
+                f" WHERE task.serial < ? AND result.serial IS NULL {order}",
+                [min(before, low), limit - len(stored)],
+            )
+        return stored
 
     def _stored(self, query: str, values: Sequence[int]) -> list[Stored]:
         stored = []

@@ -99,6 +99,8 @@ class Store(RuleBasedStateMachine):
         self.patch.setattr(sqlite, "DROP_ROWS", 4)
         self.patch.setattr(sqlite, "_SWEEPS", 2)
         self.patch.setattr(sqlite, "_INDEX_ROWS", 3)
+        self.patch.setattr(sqlite, "STRAGGLE_MS", 20)
+        self.patch.setattr(sqlite, "_STRAGGLE_ROWS", 2)
         self.folder = Path(tempfile.mkdtemp(prefix="refreshd-store-"))
         self.crashes = 0
         self.now_ms = START_MS
@@ -564,6 +566,36 @@ def test_a_file_that_is_no_database(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(StoreDamaged, match="damaged"):
         SqliteLane(path, RETENTION_S)
+
+
+def test_an_old_unfinished_task_does_not_make_a_start_look_through_what_came_after(path: Path) -> None:
+    """Its row is found all the same, and its id once it has finished, also after a crash."""
+    now_ms = START_MS
+    lane = SqliteLane(path, 1e9, lambda: now_ms)
+    serial = first_serial(now_ms)
+    old, young = a_batch(b"old", first=serial), a_batch(b"young", first=serial + 1)
+    lane.commit(old)
+    lane.commit(young)
+    lane.commit(end(a_batch(), serial + 1, b"young"))
+    now_ms = START_MS + sqlite.STRAGGLE_MS + 1000
+    while lane.idle():
+        pass
+    low = sqlite._low(lane._db)
+    assert low > max(old.tasks[0][0], young.tasks[0][0])
+    reader = SqliteReader(path)
+    assert [row[0] for row in reader.unfinished()] == [old.tasks[0][0]]
+    assert [stored.id for stored in reader.page(SERIAL_MAX, 10, None, unfinished=True)] == [b"old"]
+    lane.commit(end(a_batch(), serial, b"old"))
+    # A crash: what waits to be indexed is gone with the process.
+    crashed = SqliteLane(path, 1e9, lambda: now_ms)
+    crashed.index_finished()
+    for batch in (old, young):
+        found = reader.find(batch.tasks[0][1], crc32(batch.tasks[0][1]))
+        assert found is not None
+        assert found.serial == batch.tasks[0][0]
+    assert list(reader.unfinished()) == []
+    for open_ in (reader, crashed, lane):
+        open_.close()
 
 
 def test_a_request_line_that_is_not_what_was_written_is_refused(path: Path) -> None:

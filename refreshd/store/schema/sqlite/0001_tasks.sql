@@ -46,8 +46,14 @@ CREATE TABLE proxy (
     layer INTEGER NOT NULL
 ) WITHOUT ROWID;
 
+-- Tasks that were still unfinished long after they were accepted: a few old ones must not
+-- make a start look through everything that came after them.
+CREATE TABLE straggler (
+    serial INTEGER PRIMARY KEY
+);
+
 -- `low SLOT of SLOTS`: every task with a smaller serial that this one of the workers
--- that share the lane owns is finished, and is in `finished`.
+-- that share the lane owns is finished and in `finished`, or is a straggler.
 CREATE TABLE meta (
     key   TEXT PRIMARY KEY,
     value INTEGER NOT NULL
