@@ -112,11 +112,9 @@ class Failure:
 class Extra:
     """What only few tasks have."""
 
-    __slots__ = ("failures", "progress")
+    __slots__ = ("progress",)
 
     def __init__(self) -> None:
-        self.failures: dict[int, Failure] = {}
-        """Rank of a proxy → how it failed."""
         self.progress: dict[int, tuple[int, int]] = {}
         """Rank of a proxy → (done, failed) so far."""
 

@@ -325,6 +325,7 @@ class Engine:
         terms: Terms | None = None
         began_ms = deadline_ms = due_ms = 0
         for task in tasks:
+            # Set in place, not by `move`: this is done for each task that is accepted.
             task.state = State.PENDING
             if task.terms is not terms or task.updated_ms != began_ms:
                 terms, began_ms = task.terms, task.updated_ms
@@ -356,7 +357,7 @@ class Engine:
     def activate(self, task: Task) -> None:
         """The task is being pushed to the first proxy."""
         if task.state is State.PENDING:
-            task.state = State.ACTIVE
+            task.move(State.ACTIVE)
             task.updated_ms = self.clock.wall_ms
             self._listener.task_changed(task)
 
@@ -396,7 +397,7 @@ class Engine:
         state = task.closing
         if state is None:
             return
-        task.state = state
+        task.move(state)
         self.counters.finished[state] += 1
         self.tasks.pop(task.id, None)
         self._listener.task_changed(task)
