@@ -14,12 +14,18 @@ _ID_AT = len(b"!task task_id=")
 _ID_END = _ID_AT + 32
 
 
+def done_line(ids: list[bytes]) -> bytes:
+    """The report that all of these are done."""
+    return b"report state=done ms=1 -- " + b" ".join(ids) + b"\n"
+
+
 class _Link(asyncio.Protocol):
     """One connection of a proxy to one worker."""
 
     def __init__(self, fleet: Fleet, name: str, worker: int, credit: int) -> None:
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._fleet = fleet
+        self.worker = worker
         hello = f"hello v=1 role=proxy name={name} group={GROUP} worker={worker}"
         self._first = f"{hello}\nready credit={credit}\n".encode()
         self._tail = b""
@@ -35,7 +41,9 @@ class _Link(asyncio.Protocol):
         if ids:
             self._fleet.pushed += len(ids)
             if self._fleet.reports:
-                self.transport.write(b"report state=done ms=1 -- " + b" ".join(ids) + b"\n")
+                self.transport.write(done_line(ids))
+        if not self._fleet.reports:
+            self._fleet.took(sum(line.startswith(b"ok n=") for line in lines))
         if not self.greeted.done() and lines:
             self.greeted.set_result(None)
 
@@ -48,6 +56,9 @@ class Fleet:
         self.reports = reports
         self.pushed = 0
         """(task, proxy) pairs."""
+        self._owed = 0
+        """Lines of `report_all` that are not answered."""
+        self._settled = asyncio.Event()
         self._engine = engine
         self._credit = credit
         self._names = [f"p{number}" for number in range(proxies)]
@@ -73,6 +84,26 @@ class Fleet:
         for link in self._links:
             link.transport.abort()
         await asyncio.sleep(LAST_TURN_S)
+
+    async def report_all(self, lines: list[list[bytes]], proxies: int) -> None:
+        """So many of the proxies send the reports `lines[worker]` to each worker, and wait for the replies.
+
+        One line a link at a time, so that nothing piles up on the way.
+        """
+        links = self._links[: proxies * self._engine.workers]
+        for at in range(max(map(len, lines))):
+            for link in links:
+                if at < len(lines[link.worker]):
+                    self._owed += 1
+                    link.transport.write(lines[link.worker][at])
+            self._settled.clear()
+            await self._settled.wait()
+
+    def took(self, number: int) -> None:
+        """The engine answered so many reports."""
+        self._owed -= number
+        if not self._owed:
+            self._settled.set()
 
     async def _beat(self) -> None:
         while True:
