@@ -50,6 +50,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     admin: str
     connections_max: int
     tasks_max: int
+    tasks_bytes_max: int
     saver_queue_max: int
     stop_deadline_s: float
     heartbeat_timeout_s: float

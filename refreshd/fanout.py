@@ -29,8 +29,8 @@ from refreshd.task import Task
 # Large enough that a join and a write are shared by many tasks, small enough that
 # the slots of finished tasks in a segment that one slow task keeps are little.
 SEGMENT_TASKS = 256
-# Encoded segments that are kept for links that come later: 64 × 256 × 350 bytes is 6 MB.
-ENCODED_MAX = 64
+# Push lines that are kept encoded for links that come later: usually 700 segments.
+ENCODED_MAX_BYTES = 64 << 20
 
 
 class Segment:
@@ -265,25 +265,28 @@ class Log:
         lines = segment.lines
         if lines is None:
             lines = segment.lines = []
-            self._encoded.keep(segment)
         if len(lines) < len(segment.tasks):
             encode = self._encode
-            lines += [b"" if task is None else encode(task) for task in segment.tasks[len(lines) :]]
+            more = [b"" if task is None else encode(task) for task in segment.tasks[len(lines) :]]
+            lines += more
+            self._encoded.grew(segment, sum(map(len, more)))
         return lines
 
 
 class EncodedSegments:
-    """Keeps the newest ENCODED_MAX segments' push lines, shared by all logs of a worker."""
+    """Keeps push lines of segments, shared by all logs of a worker, up to ENCODED_MAX_BYTES."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_kept", "_total")
 
     def __init__(self) -> None:
-        self._kept: dict[Segment, None] = {}
+        self._kept: dict[Segment, int] = {}
+        self._total = 0
 
-    def keep(self, segment: Segment) -> None:
-        """Counts a segment in; the one that was encoded longest ago may lose its lines."""
-        self._kept[segment] = None
-        if len(self._kept) > ENCODED_MAX:
+    def grew(self, segment: Segment, size: int) -> None:
+        """Lines of a segment were encoded; others, encoded longest ago, may lose theirs."""
+        self._kept[segment] = self._kept.pop(segment, 0) + size
+        self._total += size
+        while self._total > ENCODED_MAX_BYTES and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
 
     def forget(self, segment: Segment) -> None:
@@ -292,6 +295,6 @@ class EncodedSegments:
             self._drop(segment)
 
     def _drop(self, segment: Segment) -> None:
-        del self._kept[segment]
+        self._total -= self._kept.pop(segment)
         segment.lines = None
         segment.joined = None

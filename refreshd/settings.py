@@ -208,6 +208,10 @@ SETTINGS = (
         "unfinished tasks a worker holds; at as many, a new task gets `busy`",
     ),
     Setting(
+        "engine", "tasks_bytes_max", _whole(1 << 20, 1 << 40), 4 << 30, Reload.IN_PLACE,
+        "bytes of request lines of unfinished tasks a worker holds; at as many, a new task gets `busy`",
+    ),
+    Setting(
         "engine", "saver_queue_max", _whole(100, 10_000_000), 50_000, Reload.IN_PLACE,
         "rows that may wait for the store in a worker; at as many, a new task gets `busy`",
     ),

@@ -1,6 +1,6 @@
 """The tasks of one worker: accept, start, finish. No connection and no link is known here.
 
-What is bounded by what: unfinished tasks by `tasks_max`, rows waiting for the
+What is bounded by what: unfinished tasks by `tasks_max` and `tasks_bytes_max`, rows waiting for the
 store by `saver_queue_max`; beyond either a task is refused with `busy`.
 
 When a step fails: a task that cannot be saved is taken out again as if it had
@@ -100,6 +100,8 @@ class Engine:
         self.counters = Counters()
         self.tasks: dict[bytes, Task] = {}
         """Every task that is not final, by id."""
+        self.held_bytes = 0
+        """Bytes of the request lines of those."""
         self.draining = False
         self.fatal: Callable[[str], None] = _exit_at_once
         self.wheel: Wheel[Task | Segment] = Wheel(self.clock.mono_ms)
@@ -110,6 +112,7 @@ class Engine:
         self._encoded = EncodedSegments()
         self._rows_max = config.engine.saver_queue_max
         self._tasks_max = config.engine.tasks_max
+        self._bytes_max = config.engine.tasks_bytes_max
         self._listener = listener
         self._heads: HeadTable[Terms] = HeadTable("post_task", read_terms)
         self._layers: dict[tuple[str, ...] | None, Layer] = {}
@@ -145,11 +148,17 @@ class Engine:
         layer = self._layers.get(terms.scope) or self._plan(terms)
         saver = self.savers[self.shards.lane_by_shard[crc32(task_id) & 63]]
         batch = saver.batch
-        if self.draining or len(batch.tasks) >= self._rows_max or len(self.tasks) >= self._tasks_max:
+        if (
+            self.draining
+            or len(batch.tasks) >= self._rows_max
+            or len(self.tasks) >= self._tasks_max
+            or self.held_bytes >= self._bytes_max
+        ):
             raise self._no_room(saver)
         now_ms = self.clock.wall_ms
         task = Task(task_id, raw, terms, count, layer, self.serials.next(now_ms), now_ms)
         self.tasks[task_id] = task
+        self.held_bytes += len(raw)
         turn.parts.append(accepted_reply(task))
         batch.add_task(task, turn)
         saver.wake()
@@ -181,6 +190,9 @@ class Engine:
             return Refused("draining", "this engine takes no new tasks now", retry_ms=DRAIN_RETRY_MS)
         if len(self.tasks) >= self._tasks_max:
             return Refused("busy", f"{len(self.tasks)} tasks are unfinished; engine.tasks_max", retry_ms=5000)
+        if self.held_bytes >= self._bytes_max:
+            why = f"unfinished tasks hold {self.held_bytes} bytes; engine.tasks_bytes_max"
+            return Refused("busy", why, retry_ms=5000)
         if saver.last_error is not None:
             return _unavailable(saver.last_error)
         return Refused("busy", "too many tasks wait for the store", retry_ms=BUSY_RETRY_MS)
@@ -278,7 +290,7 @@ class Engine:
                 fresh.append(task)
             else:
                 by_reply[accepted_reply(task)] = task
-                del self.tasks[task.id]
+                self._forget(task)
         batch.tasks = fresh
         # One walk over the replies: a client may repeat tens of thousands of tasks at once.
         for turn in batch.turns:
@@ -296,7 +308,7 @@ class Engine:
         replies = {}
         for task in batch.tasks:
             replies[accepted_reply(task)] = refused
-            del self.tasks[task.id]
+            self._forget(task)
         for turn in batch.turns:
             turn.replace(replies)
             turn.release()
@@ -314,6 +326,7 @@ class Engine:
     def load(self, task: Task) -> None:
         """Takes in a task that an earlier process accepted. Call `start_loaded` when all are in."""
         self.tasks[task.id] = task
+        self.held_bytes += len(task.line)
 
     def start_loaded(self) -> None:
         """Starts what was loaded."""
@@ -399,7 +412,7 @@ class Engine:
             return
         task.move(state)
         self.counters.finished[state] += 1
-        self.tasks.pop(task.id, None)
+        self._forget(task)
         self._listener.task_changed(task)
         for answer in self._wait_for_end.pop(task.id, ()):
             answer(task)
@@ -408,6 +421,11 @@ class Engine:
         """Cancels a task that is saved and not final; calls back once that, or an earlier end, is saved."""
         self._wait_for_end.setdefault(task.id, []).append(ended)
         self.withdraw(task, State.CANCELLED)
+
+    def _forget(self, task: Task) -> None:
+        """The task leaves memory."""
+        del self.tasks[task.id]
+        self.held_bytes -= len(task.line)
 
     def withdraw(self, task: Task, state: State) -> None:
         """Ends a task before its proxies have: it expired, or was cancelled."""

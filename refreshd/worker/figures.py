@@ -40,6 +40,7 @@ def collect(hub: Hub) -> Figures:
         "notify_queue": 0,
         "alert_queue": 0,
         "tasks_in_cache": len(engine.tasks),
+        "tasks_bytes": engine.held_bytes,
         "timer_tasks": len(engine.wheel),
         "watched_tasks": len(hub.watches),
         "connections": len(hub.connections),

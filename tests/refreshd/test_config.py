@@ -68,6 +68,7 @@ def test_the_empty_text_gives_all_defaults() -> None:
         admin="./data/admin.sock",
         connections_max=10_000,
         tasks_max=5_000_000,
+        tasks_bytes_max=4 << 30,
         saver_queue_max=50_000,
         stop_deadline_s=10.0,
         heartbeat_timeout_s=10.0,

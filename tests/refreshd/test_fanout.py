@@ -42,7 +42,7 @@ class FanOut(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(fanout, "SEGMENT_TASKS", SEGMENT)
-        self.patch.setattr(fanout, "ENCODED_MAX", 2)
+        self.patch.setattr(fanout, "ENCODED_MAX_BYTES", 200)
         self.layer = a_plan(len(PROXIES)).layers[0]
         self.encoded = EncodedSegments()
         self.log = Log(self.layer, 5, push_line, self.encoded)
@@ -244,7 +244,10 @@ class FanOut(RuleBasedStateMachine):
     @invariant()
     def encoded_segments_are_few_and_in_use(self) -> None:
         segments = set(self.log.segments())
-        assert len(self.encoded._kept) <= 2
+        kept = self.encoded._kept
+        assert kept == {segment: sum(map(len, segment.lines or ())) for segment in kept}
+        assert self.encoded._total == sum(kept.values())
+        assert self.encoded._total <= fanout.ENCODED_MAX_BYTES or len(kept) == 1
         assert set(self.encoded._kept) <= segments
         assert {segment for segment in segments if segment.lines is not None} == set(self.encoded._kept)
 

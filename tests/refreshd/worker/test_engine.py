@@ -130,6 +130,24 @@ def test_queues_that_are_full(patch: pytest.MonkeyPatch) -> None:
     assert len(core.engine.tasks) == 150
 
 
+def test_request_lines_are_bounded_in_bytes_too(patch: pytest.MonkeyPatch) -> None:
+    core = Core(patch, ONE)
+    core.engine._bytes_max = 10 * len(post(1))
+    first = core.post(*(post(i) for i in range(10, 30)))
+    core.commit()
+    taken = first.reply.count("ok ")
+    assert 8 <= taken <= 11
+    assert first.reply.count("engine.tasks_bytes_max") == 20 - taken
+    assert core.engine.held_bytes == sum(len(task.line) for task in core.engine.tasks.values())
+    for task in list(core.engine.tasks.values()):
+        core.engine.withdraw(task, State.CANCELLED)
+    core.commit()
+    assert core.engine.held_bytes == 0
+    again = core.post(post(40))
+    core.commit()
+    assert "ok task_id=t40 " in again.reply
+
+
 def test_a_full_queue_before_a_store_that_fails_says_so(patch: pytest.MonkeyPatch) -> None:
     core = Core(patch, ONE, toml="[engine]\nsaver_queue_max = 100\n")
     core.commit("no room")
