@@ -1,5 +1,6 @@
 """The bench measures what it says: every line goes where it should, every reply is counted and looked at."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from tools.bench import __main__ as bench
 from tools.bench import endtoend, fanout, memory, micro, peers
 from tools.bench.errors import BenchError
+from tools.bench.fleet import Fleet
 from tools.bench.lines import LINE_BYTES, id_of, post_lines
 from tools.bench.load import Measured, Replies, Shape, drive, percentiles
 from tools.bench.meter import Meter, Spent
@@ -105,6 +107,16 @@ def test_memory_with_everything_pushed_and_a_restart_with_all_tasks(monkeypatch:
     measured = memory.measure(500)
     assert min(measured.away, measured.silent, measured.one_left, measured.restarted) > 0
     assert 0 < measured.restart.ping_s <= measured.restart.ready_s
+
+
+def test_a_lost_proxy_spoils_the_measurement() -> None:
+    async def play(engine: Engine) -> None:
+        async with Fleet(engine, 2) as fleet:
+            engine.program.kill()
+            await fleet.pushed_to_all(1)
+
+    with folder() as where, Engine(where, proxies=2) as engine, pytest.raises(BenchError, match="closed"):
+        asyncio.run(play(engine))
 
 
 @pytest.mark.needs("varnishd")

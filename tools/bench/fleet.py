@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import cast
 
+from tools.bench.errors import BenchError
 from tools.bench.load import CONNECT_DEADLINE_S, LAST_TURN_S
 from tools.bench.rig import GROUP, Engine
 
 # Half of what PROTOCOL.md asks for, so that a slow turn of the loop makes no proxy go offline.
 BEAT_S = 2.5
+_LOOK_S = 0.02
 _ID_AT = len(b"!task task_id=")
 _ID_END = _ID_AT + 32
 
@@ -33,6 +36,9 @@ class _Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.transport.write(self._first)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fleet.fail(BenchError(f"the engine closed a connection of a proxy: {exc}"))
 
     def data_received(self, data: bytes) -> None:
         *lines, self._tail = (self._tail + data if self._tail else data).split(b"\n")
@@ -63,22 +69,26 @@ class Fleet:
         self._credit = credit
         self._names = [f"p{number}" for number in range(proxies)]
         self._links: list[_Link] = []
+        self._over = False
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._beating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Fleet:
         loop = asyncio.get_running_loop()
         address = self._engine.address
+        # From the start: greeting all of them can take longer than a silent proxy is waited for.
+        self._beating = asyncio.create_task(self._beat())
         async with asyncio.timeout(CONNECT_DEADLINE_S):
             for name in self._names:
                 for worker in range(self._engine.workers):
                     link = _Link(self, name, worker, self._credit)
                     await loop.create_connection(lambda made=link: made, *address)  # type: ignore[misc]
                     self._links.append(link)
-            await asyncio.gather(*(link.greeted for link in self._links))
-        self._beating = asyncio.create_task(self._beat())
+            await self.until(asyncio.gather(*(link.greeted for link in self._links)))
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._over = True
         if self._beating is not None:
             self._beating.cancel()
         for link in self._links:
@@ -97,7 +107,25 @@ class Fleet:
                     self._owed += 1
                     link.transport.write(lines[link.worker][at])
             self._settled.clear()
-            await self._settled.wait()
+            await self.until(self._settled.wait())
+
+    async def pushed_to_all(self, tasks: int) -> None:
+        """Waits until every task was pushed to every proxy."""
+        while self.pushed < tasks * len(self._names):
+            await self.until(asyncio.sleep(_LOOK_S))
+
+    async def until(self, event: Awaitable[object]) -> None:
+        """Waits for it. Raises: BenchError when a connection is lost meanwhile."""
+        waiting = asyncio.ensure_future(event)
+        await asyncio.wait((waiting, self._failed), return_when=asyncio.FIRST_COMPLETED)
+        if self._failed.done():
+            waiting.cancel()
+            self._failed.result()
+
+    def fail(self, error: BenchError) -> None:
+        """The measurement is spoilt."""
+        if not self._over and not self._failed.done():
+            self._failed.set_exception(error)
 
     def took(self, number: int) -> None:
         """The engine answered so many reports."""

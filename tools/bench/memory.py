@@ -80,8 +80,7 @@ async def _push_and_report(engine: Engine, before: int, ids: list[list[bytes]]) 
         Fleet(engine, PROXIES, credit=number, reports=False) as fleet,
         asyncio.timeout(PUSH_DEADLINE_S),
     ):
-        while fleet.pushed < number * PROXIES:
-            await asyncio.sleep(0.05)
+        await fleet.pushed_to_all(number)
         silent = await asyncio.to_thread(_a_task, engine, before, number)
         lines = [
             [done_line(some[at : at + _REPORTED]) for at in range(0, len(some), _REPORTED)] for some in ids
