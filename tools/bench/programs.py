@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -66,21 +65,35 @@ class Program(Tree):
 
     def kill(self) -> None:
         """kill -9 of all its processes."""
-        for pid in self.pids():
+        processes = self._processes()
+        for process in processes:
             try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
+                process.kill()
+            except psutil.NoSuchProcess:
                 pass
         self.process.wait()
+        # Its children are nobody's to wait for, and they write to its folder until they are gone.
+        psutil.wait_procs(processes, timeout=STOP_DEADLINE_S)
 
     def stop(self) -> None:
         """Ends it, gently first."""
+        processes = self._processes()
         if self.process.poll() is None:
             self.process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=STOP_DEADLINE_S)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=STOP_DEADLINE_S)
+        self.process.wait()
+
+    def _processes(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = []
+        for pid in self.pids():
             try:
-                self.process.wait(timeout=STOP_DEADLINE_S)
-            except subprocess.TimeoutExpired:
-                self.kill()
+                found.append(psutil.Process(pid))
+            except psutil.NoSuchProcess:
+                pass
+        return found
 
 
 def title(pid: int) -> str:
