@@ -4,14 +4,28 @@ Both run over Unix SOCK_SEQPACKET pairs: one packet is one message, and file
 descriptors travel with the message they belong to. A packet is a JSON object,
 a LF, and raw bytes where the message has any (the unread bytes of a connection).
 
-    master → worker   start    the first message: the checked configuration and the slot
-                      peer     a sibling (re)started: [mesh stream, hand-over packets] to it
-                      adopt    serve this connection from now on: [socket], unread bytes
-                      stop     stop gracefully, within `deadline_s`
-    worker → master   ready    the shards are loaded, connections are served
-                      failed   could not start, and why; the process ends
-                      stopping it is on its way out
-    worker → worker   adopt    as above
+    master → worker   start     the first message: the checked configuration and the slot
+                      peer      a sibling (re)started: [mesh stream, hand-over packets] to it
+                      adopt     serve this connection from now on: [socket], unread bytes
+                      stop      stop gracefully, within `deadline_s`
+                      configure settings that take effect in place
+                      drain     take no new tasks, or take them again
+                      hand_over give everything to your successor: [mesh stream, packets] to it
+                      take_over take everything from your predecessor: [mesh stream, packets] to it
+                      resume    the successor is gone: take everything back
+                      inherit   the predecessor is gone: take the rest from the store
+    worker → master   ready     the shards are loaded, connections are served; or it can take over
+                      failed    could not start, and why; the process ends
+                      stopping  it is on its way out
+                      configured what became of `configure`
+                      given     every shard was handed over
+                      moved     everything was handed over; `stop` may come
+                      declined  the hand-over cannot go on, and why; `resume` may come
+                      resumed   what `resume` or `inherit` asked for is done
+    worker → worker   adopt     as above
+                      move      a connection in the middle of its life, see handover/connections.py
+
+docs/handover.md shows in which order those of a hand-over come.
 """
 
 from __future__ import annotations
@@ -29,23 +43,42 @@ PACKET_MAX_BYTES = 160 * 1024
 _REST_INLINE_BYTES = 64 * 1024
 _FDS_MAX = 4
 _INT = array.array("i").itemsize
+# Of these messages and what they mean. Master and workers of two versions meet during an upgrade:
+# each tells its own, and the master hands over only between workers whose version is its own.
+VERSION = 2
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):
-    """Who the worker is. `config` is a `refreshd.config.Config` as plain values."""
+    """Who the worker is. `config` is a `refreshd.config.Config` as plain values.
+
+    `side` is 0 or 1, other than that of any process that lives in the same slot: it
+    names the scoreboard's row and the half of the serials. `standby`: load nothing and
+    serve nothing, a predecessor will hand over.
+    """
 
     slot: int
     workers: int
     generation: int
     lanes: int
     config: dict[str, Any]
+    side: int = 0
+    standby: bool = False
+    draining: bool = False
+    version: int = VERSION
 
 
 class Peer(msgspec.Struct, frozen=True, tag="peer"):
-    """A sibling can be reached over the two descriptors that come with this."""
+    """A sibling can be reached over the two descriptors that come with this.
+
+    `succeeds`: its predecessor has handed over to it and still lives; without it, the
+    predecessor is gone or there was none.
+    """
 
     slot: int
     generation: int
+    side: int = 0
+    succeeds: bool = False
+    version: int = VERSION
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
@@ -66,11 +99,83 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     deadline_s: float
 
 
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Settings that take effect in place have changed; `config` is as in `Start`."""
+
+    number: int
+    config: dict[str, Any]
+
+
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Whether the engine takes no new tasks."""
+
+    on: bool
+
+
+class HandOver(msgspec.Struct, frozen=True, tag="hand_over"):
+    """Give everything to the process of this generation, which is ready to take over."""
+
+    generation: int
+
+
+class TakeOver(msgspec.Struct, frozen=True, tag="take_over"):
+    """Take everything from the process of this generation."""
+
+    generation: int
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """The successor is gone for good."""
+
+
+class Inherit(msgspec.Struct, frozen=True, tag="inherit"):
+    """The predecessor is gone for good."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """The worker serves. `unfinished` tasks were loaded in `load_ms`."""
+    """The worker serves (`unfinished` tasks were loaded in `load_ms`), or stands by to take over."""
 
     unfinished: int = 0
     load_ms: int = 0
+    version: int = 1
+    """What a worker speaks that does not say it: the first version had no such field."""
+    release: str = ""
+
+
+class Configured(msgspec.Struct, frozen=True, tag="configured"):
+    """`Configure` with this number took effect, unless `why` says why not."""
+
+    number: int
+    why: str = ""
+
+
+class Given(msgspec.Struct, frozen=True, tag="given"):
+    """Every shard was handed over: siblings may be introduced to the successor."""
+
+    tasks: int
+    ms: int
+    longest_freeze_ms: int
+
+
+class Moved(msgspec.Struct, frozen=True, tag="moved"):
+    """Everything was handed over. `closed` connections did not become quiet in time."""
+
+    connections: int
+    closed: int
+    ms: int
+
+
+class Declined(msgspec.Struct, frozen=True, tag="declined"):
+    """The hand-over cannot go on."""
+
+    why: str
+
+
+class Resumed(msgspec.Struct, frozen=True, tag="resumed"):
+    """What was given, or left behind, was taken from the store, and is served."""
+
+    tasks: int
+    ms: int
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -85,7 +190,26 @@ class Stopping(msgspec.Struct, frozen=True, tag="stopping"):
     why: str = ""
 
 
-Message = Start | Peer | Adopt | Stop | Ready | Failed | Stopping
+Message = (
+    Start
+    | Peer
+    | Adopt
+    | Stop
+    | Configure
+    | Drain
+    | HandOver
+    | TakeOver
+    | Resume
+    | Inherit
+    | Ready
+    | Failed
+    | Stopping
+    | Configured
+    | Given
+    | Moved
+    | Declined
+    | Resumed
+)
 
 _decoder = msgspec.json.Decoder(Message)
 _encoder = msgspec.json.Encoder()

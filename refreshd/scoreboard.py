@@ -15,7 +15,13 @@ from typing import NamedTuple
 WORKERS_MAX = 64
 _WORDS = 8
 _ROW_BYTES = _WORDS * 8
-SIZE_BYTES = WORKERS_MAX * _ROW_BYTES
+# Two processes live in a slot while one hands over to the other: `row_of` says which row is whose.
+SIZE_BYTES = 2 * WORKERS_MAX * _ROW_BYTES
+
+
+def row_of(slot: int, side: int) -> int:
+    """The row of the process on `side` (0 or 1, see control.Start) of a slot."""
+    return slot + WORKERS_MAX * side
 
 
 class Row(NamedTuple):
@@ -42,24 +48,24 @@ class Scoreboard:
         os.ftruncate(fd, SIZE_BYTES)
         return fd
 
-    def write(self, slot: int, row: Row) -> None:
-        """Shows `row` for `slot`; only the worker in that slot may."""
-        at = slot * _WORDS
+    def write(self, number: int, row: Row) -> None:
+        """Shows `row` in the row of this `number` (`row_of`); only the worker whose it is may."""
+        at = number * _WORDS
         for offset, value in enumerate(row):
             self._words[at + offset] = value
 
-    def set_connections(self, slot: int, connections: int) -> None:
-        """Shows how many connections the worker in `slot` serves."""
-        self._words[slot * _WORDS + 2] = connections
+    def set_connections(self, number: int, connections: int) -> None:
+        """Shows how many connections the worker of that row serves."""
+        self._words[number * _WORDS + 2] = connections
 
-    def read(self, slot: int) -> Row:
-        """The row of `slot`; all zero while no worker has written there."""
-        at = slot * _WORDS
+    def read(self, number: int) -> Row:
+        """The row of this number; all zero while no worker has written there."""
+        at = number * _WORDS
         return Row(*self._words[at : at + len(Row._fields)])
 
-    def clear(self, slot: int) -> None:
+    def clear(self, number: int) -> None:
         """Empties a row whose worker is gone; only the master may."""
-        self.write(slot, Row(0, 0, 0, 0, 0))
+        self.write(number, Row(0, 0, 0, 0, 0))
 
     def close(self) -> None:
         """Unmaps the page."""

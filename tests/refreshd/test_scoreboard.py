@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from refreshd.scoreboard import SIZE_BYTES, WORKERS_MAX, Row, Scoreboard
+from refreshd.scoreboard import SIZE_BYTES, 2 * WORKERS_MAX, Row, Scoreboard
 
 
 @pytest.fixture
