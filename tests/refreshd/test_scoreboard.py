@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from refreshd.scoreboard import SIZE_BYTES, 2 * WORKERS_MAX, Row, Scoreboard
+from refreshd.scoreboard import SIZE_BYTES, WORKERS_MAX, Row, Scoreboard
 
 
 @pytest.fixture
@@ -57,4 +57,4 @@ def test_what_another_process_writes_is_seen(board: Scoreboard, fd: int) -> None
 
 def test_there_is_no_row_beyond_the_last(board: Scoreboard) -> None:
     with pytest.raises(IndexError):
-        board.set_connections(WORKERS_MAX, 1)
+        board.set_connections(2 * WORKERS_MAX, 1)
