@@ -93,6 +93,13 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
     in_file: bool = False
 
 
+class Move(msgspec.Struct, frozen=True, tag="move"):
+    """As `Adopt`, for a connection in the middle of its life: the bytes are a
+    `worker.handover.connections.Moved`, in msgpack."""
+
+    in_file: bool = False
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Finish what is in flight and end."""
 
@@ -194,6 +201,7 @@ Message = (
     Start
     | Peer
     | Adopt
+    | Move
     | Stop
     | Configure
     | Drain
@@ -221,7 +229,7 @@ def send(sock: socket.socket, message: Message, fds: tuple[int, ...] = (), rest:
     Raises: ValueError for a packet that is too large; BlockingIOError when the
     socket is non-blocking and full; OSError when the other side is gone.
     """
-    if len(rest) > _REST_INLINE_BYTES and isinstance(message, Adopt):
+    if len(rest) > _REST_INLINE_BYTES and isinstance(message, Adopt | Move):
         with os.fdopen(os.memfd_create("refreshd-rest"), "wb") as file:
             file.write(rest)
             file.flush()
@@ -260,7 +268,7 @@ def receive(sock: socket.socket) -> tuple[Message, list[int], bytes] | None:
         for fd in fds:
             os.close(fd)
         raise
-    if isinstance(message, Adopt) and message.in_file:
+    if isinstance(message, Adopt | Move) and message.in_file:
         with os.fdopen(fds.pop(), "rb") as file:
             file.seek(0)
             rest = file.read()

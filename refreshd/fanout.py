@@ -14,7 +14,8 @@ a segment that is empty leaves the log. A link that comes (back) begins at the
 head of each log and is given only what its proxy still owes.
 
 A segment also knows the earliest deadline of its tasks: one timer a segment,
-none a task.
+none a task. And it knows which proxies were `given` all of its tasks that they owe
+before the log came to this process (docs/handover.md): their links step over it.
 
 Pure: the caller does the writing and passes the time.
 """
@@ -42,6 +43,7 @@ class Segment:
 
     __slots__ = (
         "deadline_ms",
+        "given",
         "joined",
         "lines",
         "live",
@@ -61,6 +63,8 @@ class Segment:
         self.live = 0
         self.uniform = True
         """Every task has exactly one target, and every proxy that has not read it owes it."""
+        self.given = 0
+        """The proxies of the layer, a bit each, that had been pushed these tasks by an earlier process."""
         self.pushed = 0
         """Tasks before this place were pushed to some proxy."""
         self.deadline_ms = 0
@@ -77,13 +81,14 @@ class Segment:
 class Cursor:
     """How far one link has read one log."""
 
-    __slots__ = ("catching_up", "link", "log", "offset", "place", "segment")
+    __slots__ = ("bit", "catching_up", "link", "log", "offset", "place", "segment")
 
     def __init__(self, log: Log, link: object, place: tuple[int, int, int]) -> None:
         self.log = log
         self.link = link
         self.place = place
         """Where the proxy's bit is in the mask of this log's tasks."""
+        self.bit = log.layer.bit(place)
         self.segment = log.head
         self.offset = 0
         self.catching_up = True
@@ -110,6 +115,8 @@ class Cursor:
         segment = task.segment
         if segment is None:
             return False
+        if segment.given & self.bit:
+            return True
         number = self.segment.number
         return segment.number < number or (segment is self.segment and task.place < self.offset)
 
@@ -146,6 +153,27 @@ class Log:
             segment.deadline_ms = task.deadline_ms
             return segment
         return None
+
+    def adopt(self, task: Task, given: int) -> Segment | None:
+        """As `append`, for a task that an earlier process had pushed to the proxies `given`."""
+        segment = self.tail
+        if segment.given != given:
+            if segment.tasks:
+                segment = self._grow()
+            segment.given = given
+        if len(segment.tasks) >= SEGMENT_TASKS:
+            self._grow().given = given
+        earlier = self.append(task)
+        if task.mask is not None:
+            self.tail.uniform = False
+        if given:
+            self.tail.pushed = len(self.tail.tasks)
+        return earlier
+
+    def seal(self) -> None:
+        """Tasks that are appended from now on were given to nobody."""
+        if self.tail.given:
+            self._grow()
 
     def _grow(self) -> Segment:
         last = self.tail
@@ -185,10 +213,16 @@ class Log:
             if cursor.segment is segment:
                 cursor.segment, cursor.offset = following, 0
 
-    def attach(self, link: object, place: tuple[int, int, int]) -> Cursor:
-        """Begins to serve a link, from the head of the log."""
+    def attach(self, link: object, place: tuple[int, int, int], *, moved: bool = False) -> Cursor:
+        """Begins to serve a link, from the head of the log.
+
+        Unless the link `moved` here from an earlier process, what its proxy had been given is given again.
+        """
         cursor = self.cursors[link] = Cursor(self, link, place)
         cursor.catching_up = self.live > 0
+        if not moved:
+            for segment in self.segments():
+                segment.given &= ~cursor.bit
         return cursor
 
     def detach(self, link: object) -> None:
@@ -214,6 +248,9 @@ class Log:
         """
         segment = cursor.segment
         start, end = cursor.offset, len(segment.tasks)
+        if segment.given and segment.given & cursor.bit:
+            cursor.offset = end
+            return b"", 0
         if cursor.catching_up or not segment.uniform or end - start > room:
             return self._read_some(cursor, room, idle, activate)
         data = self._joined(segment, start, end)

@@ -53,6 +53,10 @@ class Layer:
         self.logs: dict[int, Log] = {}
         """Priority → the log of tasks that this layer works on."""
 
+    def bit(self, place: tuple[int, int, int]) -> int:
+        """The bit of the proxy at a place, in a number that has one for each of the layer."""
+        return 1 << (place[2] - self.first)
+
 
 class Plan:
     """Where a task goes: layers in order, each begun when the one before it has finished."""

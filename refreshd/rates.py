@@ -8,6 +8,7 @@ Pure: `now_s` is passed in, monotonic.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 TURN_S = 5.0
 _WINDOWS_S = {"1m": 60.0, "5m": 300.0, "15m": 900.0}
@@ -35,6 +36,21 @@ class Rate:
             keep = math.exp(-elapsed_s / window_s)
             self._averages[name] = self._averages[name] * keep + rate * (1 - keep)
         self._folded, self._folded_at = self.count, now_s
+
+    def to_plain(self) -> dict[str, Any]:
+        """All there is, for `take_over` in another process of this machine."""
+        return {
+            "count": self.count, "folded": self._folded, "folded_at": self._folded_at,
+            "started_at": self._started_at, "averages": self._averages,
+        }  # fmt: skip
+
+    def take_over(self, plain: dict[str, Any]) -> None:
+        """Goes on where another process left the rate, with what was counted here meanwhile."""
+        self.count += plain["count"]
+        self._folded += plain["folded"]
+        self._folded_at = plain["folded_at"]
+        self._started_at = plain["started_at"]
+        self._averages = dict(plain["averages"])
 
     def figures(self, now_s: float) -> dict[str, float]:
         """`{"1m", "5m", "15m", "avg", "count"}`, events a second but for the count."""

@@ -6,13 +6,25 @@
 
 The number of lanes is fixed when the data folder is first used, so a task's row
 never has to move; the number of workers may change at every start.
+
+While a worker hands over to another (docs/handover.md), a shard's owner is not the
+worker that the rule names: `give` says who it is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from zlib import crc32
 
 from wire import SHARDS
+
+# Owners that are no slot.
+SUCCESSOR = -1
+"""The process that this one hands over to, in the same slot."""
+PREDECESSOR = -2
+"""The process that this one takes over from, in the same slot."""
+HELD = -3
+"""Nobody just now: requests wait until the shard was read from the store."""
 
 
 class ShardMap:
@@ -24,13 +36,32 @@ class ShardMap:
         self.slot = slot
         self.workers = workers
         self.lanes = lanes
-        self.owner_by_shard = tuple(shard % workers for shard in range(SHARDS))
+        self.owner_by_shard = [shard % workers for shard in range(SHARDS)]
+        """Changed in place by `give`: hot paths hold on to it."""
         self.lane_by_shard = tuple(shard % lanes for shard in range(SHARDS))
         self.owned = frozenset(shard for shard in range(SHARDS) if shard % workers == slot)
+        """The shards that are this slot's by the rule."""
 
     def owner(self, task_id: bytes) -> int:
-        """The slot of the worker that owns a task."""
+        """The slot of the worker that owns a task, or SUCCESSOR, PREDECESSOR, HELD."""
         return self.owner_by_shard[crc32(task_id) & 63]
+
+    def owns(self, task_id: bytes) -> bool:
+        """Whether this process owns a task."""
+        return self.owner_by_shard[crc32(task_id) & 63] == self.slot
+
+    def give(self, shards: Iterable[int], owner: int) -> None:
+        """From now on these shards are another's, or this worker's."""
+        for shard in shards:
+            self.owner_by_shard[shard] = owner
+
+    def with_owner(self, owner: int) -> list[int]:
+        """The shards that have this owner now."""
+        return [shard for shard in range(SHARDS) if self.owner_by_shard[shard] == owner]
+
+    def home(self, task_id: bytes) -> int:
+        """The slot that a task belongs to by the rule, whoever owns it just now."""
+        return (crc32(task_id) & 63) % self.workers
 
     def lane(self, task_id: bytes) -> int:
         """The lane of the store that holds a task."""
@@ -42,9 +73,7 @@ class ShardMap:
 
     def sharers(self, lane: int) -> list[int]:
         """The workers that write a lane; more than one where there are more workers than lanes."""
-        return sorted(
-            {self.owner_by_shard[shard] for shard in range(SHARDS) if self.lane_by_shard[shard] == lane}
-        )
+        return sorted({shard % self.workers for shard in range(SHARDS) if self.lane_by_shard[shard] == lane})
 
 
 # A serial is a 63-bit number: 42 bits of Unix milliseconds, 6 of the worker's

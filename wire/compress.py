@@ -24,20 +24,31 @@ _COMPRESSED, _UNCOMPRESSED, _PADDING, _STREAM = 0x00, 0x01, 0xFE, 0xFF
 class Compressor:
     """One direction of a connection, outward."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, started: bool = False) -> None:
+        """`started`: another compressor has begun this stream."""
         self._stream = snappy.StreamCompressor()
+        self._begun_elsewhere = started
+        self.started = started
+        """Whether the stream's identifier was sent."""
 
     def compress(self, data: bytes) -> bytes:
         """The bytes to send for `data`; everything given so far can be read by the peer."""
-        return bytes(self._stream.compress(data))
+        packed = bytes(self._stream.compress(data))
+        self.started = True
+        if self._begun_elsewhere:
+            self._begun_elsewhere = False
+            packed = packed.removeprefix(_IDENTIFIER)
+        return packed
 
 
 class Decompressor:
     """One direction of a connection, inward. Holds at most one unfinished chunk."""
 
-    def __init__(self) -> None:
-        self._held = bytearray()
-        self._started = False
+    def __init__(self, held: bytes = b"", *, started: bool = False) -> None:
+        """`held`, `started`: what another decompressor had of this stream, see `rest`."""
+        self._held = bytearray(held)
+        self.started = started
+        """Whether the stream's identifier came."""
 
     def decompress(self, data: bytes) -> bytes:
         """What `data` completes. Raises: BadStream; the connection cannot go on then."""
@@ -57,23 +68,22 @@ class Decompressor:
                 out.append(_read_chunk(chunk))
             elif kind == _STREAM and chunk != _IDENTIFIER:
                 raise BadStream("the stream identifier is not sNaPpY")
-            self._started = True
+            self.started = True
         del held[:at]
         return b"".join(out)
 
     def _check_header(self, kind: int, size: int) -> None:
-        if not self._started and kind != _STREAM:
+        if not self.started and kind != _STREAM:
             raise BadStream(f"a snappy stream begins with 0xff, got 0x{kind:02x}; was zip=snappy meant?")
         if 0x02 <= kind <= 0x7F:
             raise BadStream(f"chunk type 0x{kind:02x} is reserved and may not be skipped")
         if size > CHUNK_MAX_BYTES:
             raise BadStream(f"a chunk of {size} bytes; at most {CHUNK_MAX_BYTES} are allowed")
 
-    def take_rest(self) -> bytes:
-        """Hands out the unfinished chunk, for a connection that moves elsewhere."""
-        rest = bytes(self._held)
-        self._held.clear()
-        return rest
+    @property
+    def rest(self) -> bytes:
+        """The unfinished chunk, for a connection that moves elsewhere."""
+        return bytes(self._held)
 
 
 def _read_chunk(chunk: bytes) -> bytes:

@@ -252,11 +252,10 @@ class LineReader:
         """Whether the beginning of a line is held."""
         return bool(self._tail)
 
-    def take_rest(self) -> bytes:
-        """Hands out the unfinished line, for a connection that moves elsewhere."""
-        rest = bytes(self._tail)
-        self._tail.clear()
-        return rest
+    @property
+    def rest(self) -> bytes:
+        """The unfinished line, for a connection that moves elsewhere."""
+        return bytes(self._tail)
 
     def __repr__(self) -> str:
         state = "overflow" if self.overflow else f"{len(self._tail)} bytes held"

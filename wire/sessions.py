@@ -56,8 +56,9 @@ class Greeting:
 
     __slots__ = ("state",)
 
-    def __init__(self) -> None:
-        self.state = GreetingState.NEW
+    def __init__(self, state: GreetingState = GreetingState.NEW) -> None:
+        """`state`: where a connection stood that comes from another process."""
+        self.state = state
 
     def read_hello(self, line: Line) -> Hello:
         """Reads a `hello`. The state changes only with `accept`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import deque
+from collections.abc import Iterable
 
 from wire.errors import Refused
 
@@ -64,6 +65,16 @@ class NonceBook:
             raise Refused("busy", "too many greetings; keep connections open", retry_ms=1000)
         self._used.add(pair)
         self._by_age.append((now_s, pair))
+
+    def entries(self) -> list[tuple[float, str, str]]:
+        """(when it was used, key, nonce) of every pair, for another book on the same machine."""
+        return [(used_s, *pair) for used_s, pair in self._by_age]
+
+    def add(self, entries: Iterable[tuple[float, str, str]]) -> None:
+        """Takes over what another book has; to be done before it is used."""
+        for used_s, key, nonce in entries:
+            self._used.add((key, nonce))
+            self._by_age.append((used_s, (key, nonce)))
 
     def _forget(self, now_s: float) -> None:
         # A greeting may be signed up to 300 s ahead and is good for 300 s after that.

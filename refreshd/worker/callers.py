@@ -38,9 +38,9 @@ class Caller:
         """Whether it may post tasks: decided once, as it is asked for each."""
         self._decide()
 
-    def greeted(self, role: str, key: str | None) -> None:
-        """A hello was accepted."""
-        self.role, self.key, self.must_greet = role, key, False
+    def greeted(self, role: str | None, key: str | None, *, must_greet: bool = False) -> None:
+        """A hello was accepted, here or by the process that the connection comes from."""
+        self.role, self.key, self.must_greet = role, key, must_greet
         self._decide()
 
     def _decide(self) -> None:
@@ -70,13 +70,13 @@ class Caller:
 
     def context(self) -> bytes:
         """The caller as it crosses the mesh."""
-        return f"{self.number} {self.role or ''} {self.key or ''}".encode()
+        return f"{self.slot} {self.number} {self.role or ''} {self.key or ''}".encode()
 
     @classmethod
-    def from_context(cls, slot: int, context: bytes) -> Caller:
+    def from_context(cls, context: bytes) -> Caller:
         """The inverse of `context`; the greeting was checked by the sibling."""
-        number, role, key = context.decode().split(" ")
-        caller = cls(slot, int(number), must_greet=False, role=role or None)
+        slot, number, role, key = context.decode().split(" ")
+        caller = cls(int(slot), int(number), must_greet=False, role=role or None)
         caller.key = key or None
         return caller
 

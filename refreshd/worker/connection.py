@@ -4,6 +4,9 @@
       │ hello worker=I           ▲
       └──► handed to worker I ───┘ (there)
 
+In any state but the last it can be moved to this worker's successor (`leave`, then
+`pack` once `is_quiet`; there `arrive`), and goes on as if nothing had been.
+
 Bounded: unanswered lines (reading stops at PENDING_MAX), unread replies (reading
 stops when the write buffer is full; the connection is closed when it stays so, or
 when pushes pile up beyond PUSHES_MAX_BYTES), an unfinished line (`line_max`, and
@@ -19,13 +22,14 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from refreshd.worker.callers import Caller
+from refreshd.worker.handover.connections import Moved
 from refreshd.worker.proxies import ProxySession
 from refreshd.worker.turns import Turn
 from wire import PROTOCOL_VERSION, SHARDS
 from wire.compress import Compressor, Decompressor
 from wire.errors import BadStream, Refused, WireError
 from wire.lines import LineReader, format_line, format_refused, parse
-from wire.sessions import Greeting, Hello
+from wire.sessions import Greeting, GreetingState, Hello
 
 if TYPE_CHECKING:
     from refreshd.worker.hub import Hub
@@ -70,6 +74,10 @@ class Connection(asyncio.Protocol):
         self._held: list[bytes] | None = None
         """What came while the greeting is being looked at; None while nothing is held."""
         self._paused = False
+        self._moved = False
+        """It is another process's by now."""
+        self.leaving = False
+        """It is not read any more, as it is to be moved."""
         self._closing = False
         """It ends once all replies are out; what still comes is not looked at."""
         self._cut_off = False
@@ -95,10 +103,13 @@ class Connection(asyncio.Protocol):
         if self._unread:
             # Before anything else, the end of the stream included, is heard of the peer.
             unread, self._unread = self._unread, b""
-            self.data_received(unread)
+            self.hub.engine.clock.turn()
+            self._take(unread)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
+        if self._moved:
+            return
         self._closing = True
         self.hub.disconnected(self)
         if self.session is not None:
@@ -140,6 +151,10 @@ class Connection(asyncio.Protocol):
             except BadStream as error:
                 self._end_with(Refused("bad_line", str(error)))
                 return
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        """Bytes, as they were before the peer compressed them."""
         if self._fresh:
             self._first_bytes(data)
         else:
@@ -286,7 +301,7 @@ class Connection(asyncio.Protocol):
 
     def _regulate(self) -> None:
         """Reads on only while the peer reads and its requests are answered."""
-        stop = self.full or self._pending > PENDING_MAX or self._held is not None
+        stop = self.full or self._pending > PENDING_MAX or self._held is not None or self.leaving
         if stop == self._paused or self.transport is None:
             return
         self._paused = stop
@@ -313,6 +328,76 @@ class Connection(asyncio.Protocol):
         if self.full and now_s - self._full_since > WRITE_PATIENCE_S:
             log.warning("closing a connection that does not read", caller=repr(self.caller))
             self.abort()
+
+    # ── moving to another process ─────────────────────────────────────────────────────────
+
+    def leave(self) -> None:
+        """Is read no more: what is asked is answered, then it `is_quiet`."""
+        self.leaving = True
+        if self.session is not None:
+            self.session.link.held = True
+        self._regulate()
+
+    def stay(self) -> None:
+        """Is served on."""
+        self.leaving = False
+        self._regulate()
+        if self.session is not None:
+            self.session.link.held = False
+            self.hub.pusher.due(self.session.link)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it will be closed by itself."""
+        return self._closing
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it owes its peer nothing, and the peer has taken everything."""
+        if self._turns or self._held is not None or self.transport is None:
+            return False
+        return not self.transport.get_write_buffer_size()
+
+    def pack(self) -> Moved:
+        """All that belongs to it, once it is quiet."""
+        caller = self.caller
+        return Moved(
+            number=self.number,
+            role=caller.role,
+            key=caller.key,
+            must_greet=caller.must_greet,
+            greeting=self._greeting.state.value,
+            fresh=self._fresh,
+            unread=self._reader.rest,
+            chunk=None if self._unzip is None else self._unzip.rest,
+            zip_started=self._zip is not None and self._zip.started,
+            unzip_started=self._unzip is not None and self._unzip.started,
+            watching=list(caller.watching),
+            proxy=None if self.session is None else self.session.pack(),
+        )
+
+    def let_go(self) -> None:
+        """Its descriptor was sent: what is left here is a copy."""
+        self._moved = True
+        self.hub.moved_out(self)
+        self.abort()
+
+    def arrive(self, moved: Moved) -> None:
+        """Goes on where the other process left it; before it is connected."""
+        self._greeting = Greeting(GreetingState(moved.greeting))
+        self._fresh = moved.fresh
+        self._unread = moved.unread
+        caller = self.caller
+        caller.greeted(moved.role, moved.key, must_greet=moved.must_greet)
+        caller.watching = dict.fromkeys(moved.watching)
+        if moved.chunk is not None:
+            self._zip = Compressor(started=moved.zip_started)
+            self._unzip = Decompressor(moved.chunk, started=moved.unzip_started)
+
+    def serve_proxy(self, session: ProxySession) -> None:
+        """It is a proxy's."""
+        self.session = session
+        self.caller.session = session
 
     # ── greeting ──────────────────────────────────────────────────────────────────────────
 
@@ -390,9 +475,9 @@ class Connection(asyncio.Protocol):
             if hello.zip == "snappy":
                 self._zip, self._unzip = Compressor(), Decompressor()
             if hello.role == "proxy":
-                self.session = ProxySession(self.hub.proxies, hello.name, self, self.close)
-                self.caller.session = self.session
-                self.hub.proxies.connected(self.session)
+                session = ProxySession(self.hub.proxies, hello.name, self, self.close)
+                self.serve_proxy(session)
+                self.hub.proxies.connected(session)
         self._regulate()
         data = b"".join(held)
         if data:

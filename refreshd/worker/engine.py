@@ -11,6 +11,7 @@ is on the disk.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -92,7 +93,9 @@ class Counters:
 class Engine:
     """The shards of one worker."""
 
-    def __init__(self, config: Config, shards: ShardMap, fleet: Fleet, listener: Listener) -> None:
+    def __init__(
+        self, config: Config, shards: ShardMap, fleet: Fleet, listener: Listener, *, side: int = 0
+    ) -> None:
         self.config = config
         self.shards = shards
         self.fleet = fleet
@@ -103,9 +106,13 @@ class Engine:
         self.held_bytes = 0
         """Bytes of the request lines of those."""
         self.draining = False
+        self.moving = False
+        """Whether shards move: some of this worker's belong to another process just now."""
+        self.on_saved: Callable[[list[Task]], None] | None = None
+        """Told, while shards move, which tasks have come to stable storage."""
         self.fatal: Callable[[str], None] = _exit_at_once
         self.wheel: Wheel[Task | Segment] = Wheel(self.clock.mono_ms)
-        self.serials = SerialClock(shards.slot)
+        self.serials = SerialClock(shards.slot, side=side)
         self.savers: dict[int, Saver] = {}
         """Lane → saver."""
         self.logs: set[Log] = set()
@@ -120,6 +127,7 @@ class Engine:
         self._wait_for: dict[bytes, list[Callable[[int | None], None]]] = {}
         self._wait_for_end: dict[bytes, list[Callable[[Task], None]]] = {}
         self._due_offset_ms = self.clock.wall_ms - self.clock.mono_ms
+        self._oldest = Oldest(self.tasks)
 
     # ── accept ────────────────────────────────────────────────────────────────────────────
 
@@ -272,7 +280,7 @@ class Engine:
         self.counters.accepted += len(batch.tasks)
         for turn in batch.turns:
             turn.release()
-        self._start_all(batch.tasks)
+        self.start_all(batch.tasks)
         for task in batch.closing:
             self._ended(task)
         for waiter in batch.waiters:
@@ -280,6 +288,8 @@ class Engine:
         if self._wait_for:
             for task in batch.tasks:
                 self._settle_waiters(task.id)
+        if self.on_saved is not None:
+            self.on_saved(batch.tasks)
 
     def _known_as_finished(self, batch: SaveBatch, known: dict[bytes, int]) -> None:
         """Ids that belong to finished tasks: whoever sent them is answered from the store."""
@@ -323,16 +333,7 @@ class Engine:
 
     # ── start ─────────────────────────────────────────────────────────────────────────────
 
-    def load(self, task: Task) -> None:
-        """Takes in a task that an earlier process accepted. Call `start_loaded` when all are in."""
-        self.tasks[task.id] = task
-        self.held_bytes += len(task.line)
-
-    def start_loaded(self) -> None:
-        """Starts what was loaded."""
-        self._start_all(list(self.tasks.values()))
-
-    def _start_all(self, tasks: list[Task]) -> None:
+    def start_all(self, tasks: list[Task]) -> None:
         """Starts tasks whose rows are saved: now, or at their due time."""
         mono_ms, wall_ms = self.clock.mono_ms, self.clock.wall_ms
         terms: Terms | None = None
@@ -356,16 +357,18 @@ class Engine:
 
     def append(self, task: Task) -> None:
         """Gives a task to the layer it works on."""
-        layer = task.layer
-        log_ = layer.logs.get(task.terms.priority)
-        if log_ is None:
-            log_ = layer.logs[task.terms.priority] = Log(layer, task.terms.priority, push_line, self._encoded)
-            self.logs.add(log_)
-            self._listener.log_made(log_)
+        log_ = task.layer.logs.get(task.terms.priority) or self._make_log(task)
         segment = log_.append(task)
         if segment is not None:
             self.wheel.add(segment, segment.deadline_ms)
         self._listener.log_grew(log_)
+
+    def _make_log(self, task: Task) -> Log:
+        layer, priority = task.layer, task.terms.priority
+        log_ = layer.logs[priority] = Log(layer, priority, push_line, self._encoded)
+        self.logs.add(log_)
+        self._listener.log_made(log_)
+        return log_
 
     def activate(self, task: Task) -> None:
         """The task is being pushed to the first proxy."""
@@ -373,6 +376,37 @@ class Engine:
             task.move(State.ACTIVE)
             task.updated_ms = self.clock.wall_ms
             self._listener.task_changed(task)
+
+    # ── tasks that come from, or go to, another process ───────────────────────────────────
+
+    def load(self, task: Task) -> None:
+        """Takes in a task that an earlier process accepted. Start them with `start_all` when all are in."""
+        self.tasks[task.id] = task
+        self.held_bytes += len(task.line)
+
+    def adopt(self, task: Task, given: int) -> None:
+        """Takes in a task at which its layer is working, and that was pushed to the proxies `given`.
+
+        Call `adopted` when all are in.
+        """
+        self.load(task)
+        log_ = task.layer.logs.get(task.terms.priority) or self._make_log(task)
+        segment = log_.adopt(task, given)
+        if segment is not None:
+            self.wheel.add(segment, segment.deadline_ms)
+
+    def adopted(self) -> None:
+        """What was taken in is as good as what was accepted here, but for the order of its serials."""
+        self._oldest.order_is_lost()
+        for log_ in self.logs:
+            log_.seal()
+            self._listener.log_grew(log_)
+
+    def release(self, task: Task) -> None:
+        """A task that is saved and not closing goes to another process."""
+        self.leave_log(task)
+        self.wheel.remove(task)
+        self._forget(task)
 
     # ── finish ────────────────────────────────────────────────────────────────────────────
 
@@ -427,9 +461,13 @@ class Engine:
         del self.tasks[task.id]
         self.held_bytes -= len(task.line)
 
+    def _may_end(self, task: Task) -> bool:
+        """Whether the task is not just going to another process, which will see to its time itself."""
+        return not self.moving or self.shards.owns(task.id)
+
     def withdraw(self, task: Task, state: State) -> None:
         """Ends a task before its proxies have: it expired, or was cancelled."""
-        if task.closing is not None:
+        if task.closing is not None or not self._may_end(task):
             return
         self._listener.task_withdrawn(task)
         self.wheel.remove(task)
@@ -442,11 +480,12 @@ class Engine:
         """Starts what is due and ends what has expired. To be called every timers.TICK_MS or so."""
         self.clock.turn()
         self._watch_for_jumps()
+        self._oldest.look_on()
         for entry in self.wheel.advance(self.clock.mono_ms):
             if isinstance(entry, Segment):
                 self._expire(entry)
-            elif entry.state is State.PENDING and entry.closing is None:
-                self._start_all([entry])
+            elif entry.state is State.PENDING and entry.closing is None and self._may_end(entry):
+                self.start_all([entry])
 
     def _expire(self, segment: Segment) -> None:
         """Ends the tasks of a segment whose time is over, and sets its timer to the next one's."""
@@ -474,20 +513,73 @@ class Engine:
         for task in waiting:
             # One that is due by now goes into its log, and must not fire once more.
             self.wheel.remove(task)
-        self._start_all(waiting)
+        self.start_all(waiting)
 
     def housekeeping(self) -> None:
         """Tells the store from where on tasks may be unfinished. To be called every few seconds."""
-        oldest = next(iter(self.tasks.values()), None)
-        low = oldest.serial if oldest is not None else self.serials.next(self.clock.wall_ms)
+        low = self._oldest.serial() if self.tasks else self.serials.next(self.clock.wall_ms)
         for saver in self.savers.values():
-            if not saver.batch.low:
+            # While shards move, another process has tasks of this slot, and they may be older.
+            if low and not saver.batch.low and not self.moving:
                 saver.batch.low = low
         for log_ in [log_ for log_ in self.logs if not log_.live]:
             # Only where the log is as good as new: a scope that nobody uses any more leaves nothing behind.
             self.logs.discard(log_)
             log_.layer.logs.pop(log_.priority, None)
             self._listener.log_gone(log_)
+
+
+class Oldest:
+    """Finds the smallest serial of the unfinished tasks.
+
+    They are in memory in the order of their serials, so it is the first one's, until tasks
+    of another process were taken in. Then all are looked at, some a tick, and again when
+    the oldest has finished.
+    """
+
+    # 20,000 are 1.5 ms; a million take 5 s, and the store can wait for that.
+    TASKS_A_TICK = 20_000
+
+    def __init__(self, tasks: dict[bytes, Task]) -> None:
+        self._tasks = tasks
+        self._in_order = True
+        self._found: Task | None = None
+        self._best: Task | None = None
+        self._left: list[Task] = []
+
+    def order_is_lost(self) -> None:
+        """Tasks were taken in that may be older than those before them."""
+        self._in_order = False
+        self._found = self._best = None
+        self._left = []
+
+    def serial(self) -> int:
+        """The smallest serial, of at least one task; 0 while it is not known."""
+        if self._in_order:
+            return next(iter(self._tasks.values())).serial
+        found = self._found
+        if found is not None and self._tasks.get(found.id) is found:
+            return found.serial
+        if not self._left:
+            self._best = None
+            self._left = list(self._tasks.values())
+        return 0
+
+    def look_on(self) -> None:
+        """Looks at some of the tasks that are to be looked at."""
+        if not self._left:
+            return
+        some = self._left[-self.TASKS_A_TICK :]
+        del self._left[-self.TASKS_A_TICK :]
+        best = min(some, key=_serial)
+        if self._best is None or best.serial < self._best.serial:
+            self._best = best
+        if not self._left:
+            # If it has finished by now, `serial` sees to another search.
+            self._found, self._best = self._best, None
+
+
+_serial = operator.attrgetter("serial")
 
 
 def _exit_at_once(why: str) -> None:

@@ -102,6 +102,18 @@ def proxies(hub: Hub) -> dict[str, dict[str, Any]]:
     return views
 
 
+def add_views(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The view of a worker and its successor: a proxy's connection is at one of them, tasks are at both."""
+    added = {**other, **one}
+    for name in one.keys() & other.keys():
+        seen = [view["seen"] for view in (one[name], other[name]) if view["seen"] is not None]
+        numbers = {
+            key: one[name][key] + other[name][key] for key in ("links", "credit", "outstanding", "waiting")
+        }
+        added[name] = {**one[name], **numbers, "seen": min(seen, default=None)}
+    return added
+
+
 def _waiting_by_link(hub: Hub) -> dict[Link, int]:
     """Tasks that each link has still to be given. One walk a log, whatever the number of links."""
     waiting = dict.fromkeys(hub.pusher.links.values(), 0)

@@ -45,11 +45,17 @@ class Handing:
         self._hub = hub
         self._listener: socket.socket | None = None
         self._packets: dict[int, socket.socket] = {}
+        """The socket on which each sibling is sent what is for it."""
+        self._leaving: list[socket.socket] = []
+        """Sockets of siblings' predecessors: only read."""
 
     # ── the listener ──────────────────────────────────────────────────────────────────────
 
-    def listen(self, listener: socket.socket) -> None:
-        """Begins to accept."""
+    def listen(self, listener: socket.socket | None = None) -> None:
+        """Begins to accept, or does so again."""
+        listener = listener or self._listener
+        if listener is None:
+            return
         listener.setblocking(False)
         self._listener = listener
         self._hub.loop.add_reader(listener.fileno(), self._on_connects)
@@ -92,14 +98,14 @@ class Handing:
                 _refuse(sock)
                 return
             slot = self._emptier_sibling()
-            if slot is not None and self._send(slot, sock.fileno(), "client", peer, b""):
+            if slot is not None and self.send(slot, control.Adopt("client", peer), sock.fileno(), b""):
                 return
             self.serve(sock.detach(), admin=False, rest=b"")
 
     def _emptier_sibling(self) -> int | None:
         """A sibling that has clearly fewer connections than this worker."""
         hub = self._hub
-        rows = {slot: hub.scoreboard.read(slot) for slot in self._packets}
+        rows = {slot: hub.scoreboard.read(hub.rows[slot]) for slot in self._packets if slot in hub.rows}
         accepting = {slot: row.connections for slot, row in rows.items() if row.accepting}
         if not accepting:
             return None
@@ -109,12 +115,15 @@ class Handing:
 
     def serve(self, fd: int, *, admin: bool, rest: bytes) -> None:
         """Serves the connection behind a descriptor, beginning with bytes that were read from it."""
-        self._hub.background(self._serve(fd, admin, rest))
+        if self._hub.giver is not None and self._hub.giver.pass_on(fd, admin=admin, rest=rest):
+            os.close(fd)
+            return
+        self._hub.background(self.connect(fd, self._hub.new_connection(admin=admin, unread=rest)))
 
-    async def _serve(self, fd: int, admin: bool, rest: bytes) -> None:
+    async def connect(self, fd: int, connection: Connection) -> None:
+        """Connects a descriptor with what serves it."""
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        connection = self._hub.new_connection(admin=admin, unread=rest)
         try:
             await self._hub.loop.connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
@@ -123,9 +132,18 @@ class Handing:
 
     # ── handing on ────────────────────────────────────────────────────────────────────────
 
-    def sibling(self, slot: int, packets: socket.socket) -> None:
-        """A sibling (or its successor) can be handed connections over this socket."""
-        self.forget(slot)
+    def sibling(self, slot: int, packets: socket.socket, *, succeeds: bool = False) -> None:
+        """A sibling (or its successor) can be handed connections over this socket.
+
+        `succeeds`: its predecessor lives, and may still hand some on to this worker.
+        """
+        before = self._packets.get(slot)
+        if succeeds and before is not None:
+            # It reads to the end what it was sent; then it knows that nothing more comes.
+            before.shutdown(socket.SHUT_WR)
+            self._leaving.append(before)
+        else:
+            self.forget(slot)
         packets.setblocking(False)
         self._packets[slot] = packets
         self._hub.loop.add_reader(packets.fileno(), self._on_packet, slot, packets)
@@ -134,8 +152,19 @@ class Handing:
         """A sibling is gone."""
         packets = self._packets.pop(slot, None)
         if packets is not None:
-            self._hub.loop.remove_reader(packets.fileno())
-            packets.close()
+            self._close(packets)
+
+    def _close(self, packets: socket.socket) -> None:
+        self._hub.loop.remove_reader(packets.fileno())
+        packets.close()
+
+    def _ended(self, slot: int, packets: socket.socket) -> None:
+        """The other side has closed its end."""
+        if self._packets.get(slot) is packets:
+            self.forget(slot)
+        elif packets in self._leaving:
+            self._leaving.remove(packets)
+            self._close(packets)
 
     def _on_packet(self, slot: int, packets: socket.socket) -> None:
         try:
@@ -149,22 +178,25 @@ class Handing:
         except OSError:
             received = None
         if received is None:
-            self.forget(slot)
+            self._ended(slot, packets)
             return
         message, fds, rest = received
         if isinstance(message, control.Adopt) and len(fds) == 1:
             self.serve(fds[0], admin=message.role == "admin", rest=rest)
             return
+        if isinstance(message, control.Move) and len(fds) == 1 and self._hub.taker is not None:
+            self._hub.taker.arrive(fds[0], rest)
+            return
         for fd in fds:
             os.close(fd)
 
-    def _send(self, slot: int, fd: int, role: str, peer: str, rest: bytes) -> bool:
-        """Hands a descriptor on. False: the sibling cannot take it now."""
+    def send(self, slot: int, message: control.Adopt | control.Move, fd: int, rest: bytes) -> bool:
+        """Hands a descriptor on; it stays open here. False: the sibling cannot take it now."""
         packets = self._packets.get(slot)
         if packets is None:
             return False
         try:
-            control.send(packets, control.Adopt(role, peer), (fd,), rest)
+            control.send(packets, message, (fd,), rest)
         except OSError:
             return False
         return True
@@ -180,7 +212,7 @@ class Handing:
                 return None
             sock = transport.get_extra_info("socket")
             # `held` may still grow until the descriptor is sent: reading has stopped, but not what was read.
-            if self._send(slot, sock.fileno(), "client", "", hello + b"".join(held)):
+            if self.send(slot, control.Adopt("client"), sock.fileno(), hello + b"".join(held)):
                 # Only this process's copy is closed; the connection lives on.
                 connection.abort()
                 return None
@@ -192,6 +224,8 @@ class Handing:
         self.stop_listening()
         for slot in list(self._packets):
             self.forget(slot)
+        for packets in self._leaving:
+            self._close(packets)
 
 
 def _refuse(sock: socket.socket) -> None:

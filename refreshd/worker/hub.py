@@ -9,32 +9,37 @@ connection ──► requests ──► engine ──► saver ──► store
 from __future__ import annotations
 
 import asyncio
-import heapq
 import os
 import socket
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from refreshd import control
 from refreshd.config import Config
-from refreshd.errors import StoreDamaged, StoreError
+from refreshd.errors import StoreError
 from refreshd.fanout import Log
-from refreshd.fleet import Fleet, Plan, Proxy
+from refreshd.fleet import Fleet, Proxy
 from refreshd.rates import Rate
-from refreshd.scoreboard import Row, Scoreboard
-from refreshd.shard import ShardMap, created_ms
+from refreshd.scoreboard import Row, Scoreboard, row_of
+from refreshd.shard import PREDECESSOR, SUCCESSOR, ShardMap
 from refreshd.store.base import ProxyRow, Reader
 from refreshd.store.layout import lane_is_made, lane_path
-from refreshd.store.sqlite import SqliteLane, SqliteReader
-from refreshd.task import Task, read_terms
+from refreshd.store.sqlite import SqliteLane
+from refreshd.store.sqlite_reader import SqliteReader
+from refreshd.task import Task
 from refreshd.worker.callers import Caller
 from refreshd.worker.connection import Connection
 from refreshd.worker.engine import Engine
 from refreshd.worker.greeter import Greeter
 from refreshd.worker.handing import Handing
+from refreshd.worker.handover.giver import Giver
+from refreshd.worker.handover.taker import Taker
+from refreshd.worker.handover.taking_back import take_back
+from refreshd.worker.loading import Loader
 from refreshd.worker.mesh import Mesh, Sibling
 from refreshd.worker.proxies import Proxies
 from refreshd.worker.pusher import Pusher
@@ -45,8 +50,7 @@ from refreshd.worker.siblings import Siblings
 from refreshd.worker.turns import Turn
 from refreshd.worker.watches import Watches
 from wire.errors import Refused, WireError
-from wire.heads import HeadTable
-from wire.lines import format_refused, is_plain, parse
+from wire.lines import format_refused, parse
 from wire.signatures import NonceBook
 
 log = structlog.get_logger()
@@ -59,12 +63,30 @@ class Hub:
     """One worker."""
 
     def __init__(
-        self, config: Config, shards: ShardMap, scoreboard: Scoreboard, loop: asyncio.AbstractEventLoop
+        self,
+        config: Config,
+        shards: ShardMap,
+        scoreboard: Scoreboard,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        generation: int = 1,
+        side: int = 0,
+        say: Callable[[control.Message], None] = lambda _: None,
     ) -> None:
+        """`generation` and `side`: see control.Start; `say` tells the master something."""
         self.config = config
         self.shards = shards
         self.scoreboard = scoreboard
         self.loop = loop
+        self.generation = generation
+        self.say = say
+        self.row = row_of(shards.slot, side)
+        self.rows: dict[int, int] = {}
+        """Slot → the row of the scoreboard in which that sibling is."""
+        self.giver: Giver | None = None
+        """Set while this worker hands over to its successor."""
+        self.taker: Taker | None = None
+        """Set while it takes over from its predecessor."""
         self.stopping = False
         self.connections: dict[int, Connection] = {}
         self.nonces = NonceBook()
@@ -73,7 +95,7 @@ class Hub:
         self.rate_proxy = Rate(now_s)
         self.fleet = Fleet(Proxy(p.name, p.group, p.layer, listed=True) for p in config.proxies)
         self.pusher = Pusher(loop)
-        self.engine = Engine(config, shards, self.fleet, self)
+        self.engine = Engine(config, shards, self.fleet, self, side=side)
         self.pusher.engine = self.engine
         self.watches = Watches(self.deliver)
         self.mesh = Mesh(shards.slot, shards.workers, self, loop)
@@ -84,16 +106,19 @@ class Hub:
         self.handing = Handing(self)
         self._readers: dict[int, Reader] = {}
         self.queries = Queries(shards, self._readers, self.engine.savers)
-        self._numbers = 0
+        # A connection keeps its number when it moves to the successor, whose own ones begin later.
+        self._numbers = generation << 32
         self._all_closed = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
     # ── starting ──────────────────────────────────────────────────────────────────────────
 
-    def open_store(self) -> None:
-        """Opens the lanes and loads what is unfinished. Blocks. Raises: StoreError."""
+    def open_store(self, *, standby: bool = False) -> None:
+        """Opens the lanes and, unless a predecessor will hand them over, loads the tasks.
+
+        Blocks. Raises: StoreError.
+        """
         data = Path(self.config.engine.data)
-        loads: list[Iterator[tuple[int, int, bytes, dict[int, Plan]]]] = []
         for number in self.shards.own_lanes():
             path = lane_path(data, number)
             lane = SqliteLane(
@@ -103,53 +128,23 @@ class Hub:
                 sharers=self.shards.sharers(number),
             )
             lane_is_made(path)
-            lane.index_finished()
+            if not standby:
+                lane.index_finished()
             reader = self._readers[number] = SqliteReader(path)
             for row in reader.proxies():
                 self.proxies.join(Proxy(row.name, row.group, row.layer, listed=False))
             self.engine.serials.after(reader.last_serial())
-            plans = _read_plans(reader)
-            loads.append(self._unfinished(reader, plans))
-            self.engine.savers[number] = Saver(lane, self.engine, self.loop, f"{number}")
-        # In order of acceptance over all lanes: the oldest unfinished task is then the first in memory.
-        try:
-            self._load(heapq.merge(*loads, key=lambda row: row[0]))
-        except (WireError, ValueError, KeyError, TypeError) as error:
-            message = f"the store holds a task that cannot be read: {error!r}; restore the data folder"
-            raise StoreDamaged(message) from error
-
-    @staticmethod
-    def _unfinished(
-        reader: Reader, plans: dict[int, Plan]
-    ) -> Iterator[tuple[int, int, bytes, dict[int, Plan]]]:
-        for serial, plan, body in reader.unfinished():
-            yield serial, plan, body, plans
-
-    def _load(self, rows: Iterator[tuple[int, int, bytes, dict[int, Plan]]]) -> None:
-        heads = HeadTable("post_task", read_terms)
-        owner_of, slot = self.shards.owner, self.shards.slot
-        shared: dict[str, Plan] = {}
-        load = self.engine.load
-        for serial, number, body, plans in rows:
-            cut = heads.cut(body) if is_plain(body) else None
-            if cut is None:
-                line = parse(body)
-                task_id, terms = line.fields["task_id"].encode(), read_terms(line)
-                count = len(line.items or ())
-            else:
-                task_id, terms, targets = cut
-                count = targets.count(b" ") + 1
-            if owner_of(task_id) != slot:
-                continue
-            plan = plans[number]
-            # Lanes have plans of their own; tasks of one scope share one all the same.
-            plan = shared.setdefault(plan.text, plan)
-            load(Task(task_id, body, terms, count, plan.layers[0], serial, created_ms(serial)))
+            saver = Saver(lane, self.engine, self.loop, f"{number}", upkeep=not standby)
+            self.engine.savers[number] = saver
+        if not standby:
+            # In order of acceptance over all lanes: the oldest unfinished task is then the first in memory.
+            for task in Loader(self.shards.owns).all(self._readers.values()):
+                self.engine.load(task)
 
     def start(self) -> None:
         """Starts what was loaded, and the clockwork."""
         self.engine.clock.turn()
-        self.engine.start_loaded()
+        self.engine.start_all(list(self.engine.tasks.values()))
         self.queries.start()
         self._tick()
         self._every_half_second()
@@ -183,7 +178,7 @@ class Hub:
             len(self.engine.tasks),
             int(not self.stopping),
         )
-        self.scoreboard.write(self.shards.slot, row)
+        self.scoreboard.write(self.row, row)
 
     # ── connections ───────────────────────────────────────────────────────────────────────
 
@@ -195,15 +190,24 @@ class Hub:
     def connected(self, connection: Connection) -> None:
         """A connection is served from now on."""
         self.connections[connection.number] = connection
-        self.scoreboard.set_connections(self.shards.slot, len(self.connections))
+        self.scoreboard.set_connections(self.row, len(self.connections))
+        if self.taker is not None:
+            self.taker.connected(connection)
+
+    def moved_out(self, connection: Connection) -> None:
+        """A connection is the successor's."""
+        self.connections.pop(connection.number, None)
+        self.scoreboard.set_connections(self.row, len(self.connections))
+        if connection.session is not None:
+            self.proxies.moved_out(connection.session)
 
     def disconnected(self, connection: Connection) -> None:
         """A connection is gone."""
         self.connections.pop(connection.number, None)
-        self.scoreboard.set_connections(self.shards.slot, len(self.connections))
+        self.scoreboard.set_connections(self.row, len(self.connections))
         self.watches.forget(self.shards.slot, connection.number)
         if connection.caller.watching:
-            self.mesh.tell(b"closed connection=%d" % connection.number)
+            self.mesh.tell(b"closed slot=%d connection=%d" % (self.shards.slot, connection.number))
         if self.stopping and not self.connections:
             self._all_closed.set()
 
@@ -213,6 +217,8 @@ class Hub:
             self.mesh.push(slot, number, data)
         elif number in self.connections:
             self.connections[number].push(data)
+        elif self.taker is not None:
+            self.taker.push(number, data)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs something short that a connection waits for; at most one a connection."""
@@ -253,20 +259,80 @@ class Hub:
 
     # ── the mesh's owner ──────────────────────────────────────────────────────────────────
 
-    def sibling(self, slot: int, stream: socket.socket, packets: socket.socket) -> None:
+    def sibling(self, peer: control.Peer, stream: socket.socket, packets: socket.socket) -> None:
         """A sibling (or its successor) can be reached over these."""
-        self.handing.sibling(slot, packets)
-        self.background(self._join_mesh(slot, stream))
+        self.rows[peer.slot] = row_of(peer.slot, peer.side)
+        self.handing.sibling(peer.slot, packets, succeeds=peer.succeeds)
+        # On both ends the new stream is read only once all that came on the old one was.
+        sibling = Sibling(
+            self.mesh, peer.slot, succeeds=peer.succeeds and self.taker is None, silent=peer.succeeds
+        )
+        self.background(self._join_mesh(sibling, stream))
 
-    async def _join_mesh(self, slot: int, stream: socket.socket) -> None:
+    async def _join_mesh(self, sibling: Sibling, stream: socket.socket) -> None:
         stream.setblocking(False)
-        await self.loop.connect_accepted_socket(lambda: Sibling(self.mesh, slot), stream)
+        await self.loop.connect_accepted_socket(lambda: sibling, stream)
+        if not sibling.succeeds and (self.taker is None or self.taker.reads_siblings):
+            sibling.listen()
+
+    # ── the hand-over (docs/handover.md) ──────────────────────────────────────────────────
+
+    def hand_over(self, stream: socket.socket, packets: socket.socket) -> None:
+        """Gives everything to the process at the other end of these."""
+        self.giver = giver = Giver(self)
+        self.handing.sibling(SUCCESSOR, packets)
+        sibling = Sibling(self.mesh, SUCCESSOR)
+        self.background(self._start_giving(giver, sibling, stream))
+
+    async def _start_giving(self, giver: Giver, sibling: Sibling, stream: socket.socket) -> None:
+        await self._join_mesh(sibling, stream)
+        giver.start(sibling)
+
+    def take_over(self, stream: socket.socket, packets: socket.socket) -> None:
+        """Takes everything from the process at the other end of these."""
+        self.handing.sibling(PREDECESSOR, packets)
+        self.background(self._join_mesh(Sibling(self.mesh, PREDECESSOR), stream))
+
+    def took_over(self) -> None:
+        """The predecessor has nothing left."""
+        self.taker = None
+        self.show()
+
+    async def resume(self) -> None:
+        """The successor is gone: takes back what it was given. Raises: StoreError."""
+        giver, self.giver = self.giver, None
+        if giver is None:
+            return
+        await giver.give_up()
+        self.handing.forget(SUCCESSOR)
+        self.handing.listen()
+        await take_back(self, self.shards.with_owner(SUCCESSOR), SUCCESSOR)
+
+    async def inherit(self) -> None:
+        """The predecessor is gone: takes what it had still to give. Raises: StoreError."""
+        taker, self.taker = self.taker, None
+        if taker is None:
+            return
+        self.handing.forget(PREDECESSOR)
+        await take_back(self, taker.predecessor_is_gone(), PREDECESSOR)
+
+    def mesh_hand(self, slot: int, payload: bytes) -> None:
+        """See `mesh.MeshOwner`."""
+        if slot == PREDECESSOR and self.taker is not None:
+            self.taker.heard(payload)
+        elif slot == SUCCESSOR and self.giver is not None:
+            self.giver.heard(payload)
+
+    def mesh_last(self, slot: int) -> None:
+        """See `mesh.MeshOwner`."""
+        if self.giver is not None:
+            self.giver.switched(slot)
 
     def mesh_request(self, turn: Turn, context: bytes, lines: list[bytes], plain: bool, slot: int) -> None:
         """See `mesh.MeshOwner`."""
         self.engine.clock.turn()
         if context:
-            self.requests.run(Caller.from_context(slot, context), turn, lines, plain)
+            self.requests.run(Caller.from_context(context), turn, lines, plain)
         else:
             for raw in lines:
                 try:
@@ -312,8 +378,15 @@ class Hub:
 
     def mesh_left(self, slot: int) -> None:
         """See `mesh.MeshOwner`."""
+        if slot < 0:
+            # What it means the master says: `resume`, `inherit`, or nothing where all was handed over.
+            if self.giver is not None:
+                self.giver.successor_lost()
+            return
         self.watches.forget_worker(slot)
         self.proxies.sibling_left(slot)
+        if self.giver is not None:
+            self.giver.sibling_left(slot)
 
     # ── the store ─────────────────────────────────────────────────────────────────────────
 
@@ -338,6 +411,10 @@ class Hub:
                 except Refused:
                     pass
 
+    async def committed(self, lane: int) -> None:
+        """Waits until what a lane's saver has now is on stable storage. Raises: Refused, `unavailable`."""
+        await self._saved(self.engine.savers[lane])
+
     async def _saved(self, saver: Saver) -> None:
         done: asyncio.Future[StoreError | None] = self.loop.create_future()
         saver.batch.waiters.append(done.set_result)
@@ -358,8 +435,10 @@ class Hub:
         for connection in list(self.connections.values()):
             connection.push(b"!drain\n")
         saved = True
+        handed_over = self.giver is not None and self.giver.has_ended
         for saver in self.engine.savers.values():
-            saved = await saver.close(max(end - self.loop.time(), 0.1)) and saved
+            seconds = max(end - self.loop.time(), 0.1)
+            saved = await saver.close(seconds, handed_over=handed_over) and saved
         for connection in list(self.connections.values()):
             connection.close()
         if self.connections:
@@ -374,16 +453,6 @@ class Hub:
         self.mesh.close()
         self.queries.close()
         return saved
-
-
-def _read_plans(reader: Reader) -> dict[int, Plan]:
-    """Raises: StoreError."""
-    try:
-        return {key: Plan.from_text(text) for key, text in reader.plans().items()}
-    except ValueError as error:
-        raise StoreDamaged(
-            f"the store holds a plan that cannot be read: {error}; restore the data folder"
-        ) from error
 
 
 class WatchAgain:

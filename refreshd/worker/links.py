@@ -16,6 +16,9 @@ PRIORITIES = 10
 # Targets that may be under way to one proxy through a sibling. A proxy that wants
 # more throughput opens its connections, as PROTOCOL.md asks it to.
 RELAY_CREDIT = 1024
+# What a link has outstanding while its connection is on its way here: how much of it is
+# freed meanwhile is then seen from what is left.
+AWAITED_OUTSTANDING = 1 << 50
 
 
 class Wire(Protocol):
@@ -38,6 +41,15 @@ class Relayed(NamedTuple):
     slot: int
 
 
+class Nowhere:
+    """What a link writes to while its connection is on its way here."""
+
+    full = True
+
+    def send(self, data: bytes) -> None:
+        """Nothing is sent: the link is held."""
+
+
 class Link:
     """One way to one proxy."""
 
@@ -58,17 +70,36 @@ class Link:
         """Pushes of siblings that wait for credit; each sibling sends RELAY_CREDIT targets at most."""
         self.relayed: dict[bytes, tuple[int, int]] = {}
         """Pushes of siblings that are outstanding: id → (targets, slot)."""
-        self.pushed_tasks = 0
+        self.held = False
+        """Nothing is pushed here just now: the connection is on its way to another process."""
+        self.awaited = False
+        """The connection is on its way to this process."""
+
+    @classmethod
+    def await_(cls, name: str, via: int | None) -> Link:
+        """A link whose connection is on its way here: it counts what is reported, and pushes nothing."""
+        link = cls(name, Nowhere(), via=via)
+        link.awaited = link.held = True
+        link.outstanding = AWAITED_OUTSTANDING
+        return link
+
+    def arrive(self, wire: Wire, credit: int, outstanding: int) -> None:
+        """Its connection is here. What was reported meanwhile is no longer outstanding."""
+        freed = AWAITED_OUTSTANDING - self.outstanding if self.awaited else 0
+        self.wire = wire
+        self.credit = credit
+        self.outstanding = max(outstanding - freed, 0)
+        self.awaited = self.held = False
 
     def note(self, cursor: Cursor) -> None:
         """The cursor's log has grown."""
         self.waiting[cursor.log.priority][cursor.log] = cursor
 
-    def attach(self, log: Log) -> None:
-        """Begins to read a log that the proxy takes part in."""
+    def attach(self, log: Log, *, moved: bool = False) -> None:
+        """Begins to read a log that the proxy takes part in; see `Log.attach`."""
         place = log.layer.places.get(self.name)
         if place is not None and log not in self.cursors:
-            cursor = self.cursors[log] = log.attach(self, place)
+            cursor = self.cursors[log] = log.attach(self, place, moved=moved)
             if log.live:
                 self.note(cursor)
 
@@ -88,7 +119,11 @@ class Link:
     def has_read(self, segment: Segment) -> int:
         """Up to which place a segment's tasks were given to this link."""
         cursor = self.cursors.get(segment.log)
-        if cursor is None or segment.number > cursor.segment.number:
+        if cursor is None:
+            return 0
+        if segment.given & cursor.bit:
+            return len(segment.tasks)
+        if segment.number > cursor.segment.number:
             return 0
         return cursor.offset if segment is cursor.segment else len(segment.tasks)
 

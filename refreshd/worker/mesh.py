@@ -6,13 +6,21 @@
     REPLY    number, the replies parted by NUL bytes
     PUSHES   number of a connection, lines to be written there
     RELAY    proxy name, lines for it: `!task …` and `!cancel …`
-    TELL     one line between workers; the table of these is in `messages.py`
+    TELL     one line between workers; the table of these is in `siblings.py`
+    LAST     nothing more is pushed or asked on this stream: the rest comes on another
+    HAND     a step of the hand-over (handover/frames.py), between a worker and its successor
 
 A request for a shard of a sibling crosses as the raw line, together with all
 others of its turn, and its reply takes its place in the order. When a sibling
 dies, what it has not answered is kept and sent to its successor, which is
 harmless as tasks are known by id; so a killed worker costs its neighbours'
 clients a second and no request.
+
+Beside the siblings there may be a SUCCESSOR or a PREDECESSOR in the same slot, and
+requests that are HELD while shards are read from the store (docs/handover.md).
+Where a sibling has handed over to a process that lives beside it for a while,
+each side ends the old stream with LAST and reads the new one only behind the
+other's LAST: nothing overtakes.
 
 Bounded: lines that wait for one sibling (REQUESTS_MAX, then `busy`), and how
 long they wait (PATIENCE_S, then the client's connection is closed: what became
@@ -23,17 +31,20 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import structlog
 
+from refreshd.shard import HELD, SUCCESSOR
 from refreshd.worker.turns import Turn
 from wire.errors import Refused
 
 log = structlog.get_logger()
 
 _HEADER = struct.Struct("<IBQ")
-REQUEST, REPLY, PUSHES, RELAY, TELL = range(5)
+REQUEST, REPLY, PUSHES, RELAY, TELL, LAST, HAND = range(7)
 _PLAIN = 0x10
 FRAME_MAX_BYTES = 64 << 20
 # 50,000 lines of 350 bytes are 17 MB kept for a sibling that is being replaced.
@@ -43,7 +54,7 @@ _WRITE_HIGH_BYTES = 4 << 20
 
 
 class MeshOwner(Protocol):
-    """What the mesh calls back into."""
+    """What the mesh calls back into. `slot` may be SUCCESSOR or PREDECESSOR."""
 
     def mesh_request(self, turn: Turn, context: bytes, lines: list[bytes], plain: bool, slot: int) -> None:
         """A sibling's clients ask; fill the turn and release it once."""
@@ -57,6 +68,12 @@ class MeshOwner(Protocol):
     def mesh_tell(self, slot: int, line: bytes) -> None:
         """A sibling says something."""
 
+    def mesh_hand(self, slot: int, payload: bytes) -> None:
+        """A step of the hand-over."""
+
+    def mesh_last(self, slot: int) -> None:
+        """A sibling sends no more on the stream that this worker was introduced to it with."""
+
     def mesh_joined(self, slot: int) -> None:
         """A sibling (or its successor) can be reached; it knows nothing yet."""
 
@@ -65,40 +82,64 @@ class MeshOwner(Protocol):
 
 
 class Pending:
-    """Requests that a sibling has not answered."""
+    """Requests that a sibling has not answered. `stream` is what they were written to, if they were."""
 
-    __slots__ = ("frame", "places", "since", "turn")
+    __slots__ = ("frame", "places", "since", "stream", "turn")
 
-    def __init__(self, turn: Turn, places: list[int], frame: bytes, since: float) -> None:
+    def __init__(
+        self, turn: Turn, places: list[int], frame: bytes, since: float, stream: Sibling | None
+    ) -> None:
         self.turn = turn
         self.places = places
         self.frame = frame
         self.since = since
+        self.stream = stream
 
 
 class Sibling(asyncio.Protocol):
     """The stream to one sibling. Owner of the turns it asks for."""
 
-    def __init__(self, mesh: Mesh, slot: int) -> None:
+    def __init__(self, mesh: Mesh, slot: int, *, succeeds: bool = False, silent: bool = False) -> None:
         self.mesh = mesh
         self.slot = slot
+        self.succeeds = succeeds
+        """Whether the process that had the slot before still lives and has a stream, too."""
         self.transport: asyncio.Transport | None = None
+        self._silent = silent
+        """Whether it is not to be read yet, see `listen`."""
         self._buffer = bytearray()
+        self._corked: list[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop has transports of its own, with the same methods.
         self.transport = transport = cast("asyncio.Transport", transport)
         transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        if self._silent:
+            transport.pause_reading()
         self.mesh.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self.mesh.left(self)
 
+    def listen(self) -> None:
+        """Reads the stream from now on: what the other side sent elsewhere before was read."""
+        if self._silent and self.transport is not None:
+            self._silent = False
+            self.transport.resume_reading()
+
+    def be_silent(self) -> None:
+        """Reads no more until `listen`."""
+        if not self._silent and self.transport is not None:
+            self.transport.pause_reading()
+        self._silent = True
+
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer
         if buffer:
             buffer += data
+            if len(buffer) < 4 + int.from_bytes(buffer[:4], "little"):
+                return
             data = bytes(buffer)
             buffer.clear()
         at, end = 0, len(data)
@@ -110,27 +151,35 @@ class Sibling(asyncio.Protocol):
                 return
             if end - at < 4 + size:
                 break
-            self._take(data[at : at + 4 + size])
+            self.take(data[at : at + 4 + size])
             at += 4 + size
         if at < end:
             buffer += data[at:]
 
-    def _take(self, frame: bytes) -> None:
+    def take(self, frame: bytes) -> None:
+        """Does what a whole frame asks for."""
         _, kind, number = _HEADER.unpack_from(frame)
         payload = frame[_HEADER.size :]
         owner = self.mesh.owner
-        if kind & ~_PLAIN == REQUEST:
-            context, *lines = payload.split(b"\n")
-            owner.mesh_request(Turn(self, number), context, lines, bool(kind & _PLAIN), self.slot)
-        elif kind == REPLY:
-            self.mesh.replied(self.slot, number, payload)
-        elif kind == PUSHES:
-            owner.mesh_pushes(number, payload)
-        elif kind == RELAY:
-            name, _, lines_ = payload.partition(b"\n")
-            owner.mesh_relay(self.slot, name.decode(), lines_)
-        elif kind == TELL:
-            owner.mesh_tell(self.slot, payload)
+        match kind & ~_PLAIN:
+            case k if k == REQUEST:
+                context, *lines = payload.split(b"\n")
+                owner.mesh_request(Turn(self, number), context, lines, bool(kind & _PLAIN), self.slot)
+            case k if k == REPLY:
+                self.mesh.replied(self.slot, number, payload)
+            case k if k == PUSHES:
+                owner.mesh_pushes(number, payload)
+            case k if k == RELAY:
+                name, _, lines_ = payload.partition(b"\n")
+                owner.mesh_relay(self.slot, name.decode(), lines_)
+            case k if k == TELL:
+                owner.mesh_tell(self.slot, payload)
+            case k if k == LAST:
+                self.mesh.ended(self)
+            case k if k == HAND:
+                owner.mesh_hand(self.slot, payload)
+            case _:
+                log.warning("a sibling of another version sent a frame", slot=self.slot, kind=kind)
 
     def turn_done(self, turn: Turn) -> None:
         """See `turns.TurnOwner`: sends the replies back."""
@@ -142,13 +191,43 @@ class Sibling(asyncio.Protocol):
 
     def write(self, frame: bytes) -> None:
         """As `send`, for a frame that is made already."""
-        if self.transport is not None and not self.transport.is_closing():
+        if self._corked is not None:
+            self._corked.append(frame)
+        elif self.transport is not None and not self.transport.is_closing():
             self.transport.write(frame)
+
+    def cork(self) -> None:
+        """Keeps what is sent from now on, in order, until `uncork`."""
+        if self._corked is None:
+            self._corked = []
+
+    def uncork(self, *first: bytes) -> None:
+        """Sends the frames `first`, then all that was kept."""
+        kept, self._corked = self._corked or [], None
+        for frame in (*first, *kept):
+            self.write(frame)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and not taken by the other side's socket."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    def end(self) -> None:
+        """Nothing but answers is sent on this stream any more."""
+        self.send(LAST, 0, b"")
 
     def close(self) -> None:
         """Ends the stream; the successor brings a new one."""
         if self.transport is not None:
             self.transport.abort()
+
+
+class _Here(Sibling):
+    """Requests that were HELD are asked of this worker itself, as if a sibling had sent them."""
+
+    def send(self, kind: int, number: int, payload: bytes) -> None:
+        if kind == REPLY:
+            self.mesh.replied(HELD, number, payload)
 
 
 def make_frame(kind: int, number: int, payload: bytes) -> bytes:
@@ -163,9 +242,12 @@ class Mesh:
         self.owner = owner
         self.others = [other for other in range(workers) if other != slot]
         self.siblings: dict[int, Sibling] = {}
+        """The stream on which each is sent what is for it."""
+        self._leaving: dict[int, Sibling] = {}
+        """Streams to predecessors of siblings, while they live."""
         self._loop = loop
-        self._pending: dict[int, dict[int, Pending]] = {other: {} for other in self.others}
-        self._waiting = dict.fromkeys(self.others, 0)
+        self._pending: defaultdict[int, dict[int, Pending]] = defaultdict(dict)
+        self._waiting: defaultdict[int, int] = defaultdict(int)
         self._number = 0
 
     @property
@@ -181,17 +263,17 @@ class Mesh:
         """Sends request lines of a turn to the worker that owns their shards."""
         self._number += 1
         frame = make_frame(REQUEST | (_PLAIN if plain else 0), self._number, b"\n".join([context, *lines]))
-        self._pending[slot][self._number] = Pending(turn, places, frame, self._loop.time())
+        sibling = self.siblings.get(slot)
+        self._pending[slot][self._number] = Pending(turn, places, frame, self._loop.time(), sibling)
         self._waiting[slot] += len(places)
         turn.waiting += 1
-        sibling = self.siblings.get(slot)
         if sibling is not None:
             sibling.write(frame)
 
     def check_room(self, slot: int) -> None:
         """Raises: Refused, `busy`, where too much waits for a sibling."""
         if self._waiting[slot] >= REQUESTS_MAX:
-            raise Refused("busy", f"worker {slot} is behind or being replaced", retry_ms=500)
+            raise Refused("busy", "the worker of this task is behind or being replaced", retry_ms=500)
 
     def replied(self, slot: int, number: int, payload: bytes) -> None:
         """A sibling has answered."""
@@ -215,8 +297,12 @@ class Mesh:
             return await asked.answer
 
     async def ask_all(self, line: bytes, deadline_s: float) -> list[bytes]:
-        """Asks every sibling. Raises: TimeoutError when one does not answer."""
-        return list(await asyncio.gather(*(self.ask(slot, line, deadline_s) for slot in self.others)))
+        """Asks every sibling, and a successor. Raises: TimeoutError when one does not answer."""
+        return list(await asyncio.gather(*(self.ask(slot, line, deadline_s) for slot in self._all())))
+
+    def _all(self) -> list[int]:
+        """Who is asked and told what all are: a successor knows what it was given only."""
+        return [*self.others, SUCCESSOR] if SUCCESSOR in self.siblings else self.others
 
     def give_up_on_late(self) -> None:
         """Closes the connections whose requests no sibling has answered for PATIENCE_S."""
@@ -230,11 +316,25 @@ class Mesh:
                 if close is not None:
                     close()
 
+    # ── requests that wait for shards to be read ──────────────────────────────────────────
+
+    def hold(self, slot: int) -> None:
+        """What a sibling that is gone for good has not answered waits for `ask_held`."""
+        for number, entry in self._pending.pop(slot, {}).items():
+            self._pending[HELD][number] = entry
+        self._waiting[HELD] += self._waiting.pop(slot, 0)
+
+    def ask_held(self) -> None:
+        """The shards are there: answers what was held, oldest first."""
+        here = _Here(self, HELD)
+        for _, entry in sorted(self._pending[HELD].items()):
+            here.take(entry.frame)
+
     # ── everything else ───────────────────────────────────────────────────────────────────
 
     def tell(self, line: bytes, slot: int | None = None) -> None:
         """Says something to one sibling, or to all."""
-        for other in self.others if slot is None else [slot]:
+        for other in self._all() if slot is None else [slot]:
             sibling = self.siblings.get(other)
             if sibling is not None:
                 sibling.send(TELL, 0, line)
@@ -255,24 +355,65 @@ class Mesh:
 
     def joined(self, sibling: Sibling) -> None:
         """A stream to a sibling is there; what its predecessor did not answer is asked again."""
-        before = self.siblings.get(sibling.slot)
-        self.siblings[sibling.slot] = sibling
+        slot = sibling.slot
+        before = self.siblings.get(slot)
+        self.siblings[slot] = sibling
+        if sibling.succeeds and before is not None:
+            # It answers what it was asked; whatever is new goes to its successor.
+            self._leaving[slot] = before
+            before.end()
+            return
         if before is not None:
             before.close()
-            self.owner.mesh_left(sibling.slot)
-        self.owner.mesh_joined(sibling.slot)
+        self._close_leaving(slot)
+        if sibling.succeeds:
+            sibling.listen()
+        if slot >= 0:
+            if before is not None:
+                self.owner.mesh_left(slot)
+            self.owner.mesh_joined(slot)
+        self._ask_again(sibling, lambda entry: entry.stream is not sibling)
+
+    def _ask_again(self, sibling: Sibling, which: Callable[[Pending], bool]) -> None:
         for entry in self._pending[sibling.slot].values():
-            sibling.write(entry.frame)
+            if which(entry):
+                entry.stream = sibling
+                sibling.write(entry.frame)
+
+    def ended(self, sibling: Sibling) -> None:
+        """The other side sends no more on this stream but answers: its successor's is read from now on."""
+        if self._leaving.get(sibling.slot) is sibling:
+            self.siblings[sibling.slot].listen()
+        else:
+            self.owner.mesh_last(sibling.slot)
 
     def left(self, sibling: Sibling) -> None:
         """A stream has ended."""
-        if self.siblings.get(sibling.slot) is sibling:
-            del self.siblings[sibling.slot]
-            self.owner.mesh_left(sibling.slot)
+        slot = sibling.slot
+        if self._leaving.get(slot) is sibling:
+            del self._leaving[slot]
+            current = self.siblings.get(slot)
+            if current is not None:
+                current.listen()
+                self._ask_again(current, lambda entry: entry.stream is sibling)
+        elif self.siblings.get(slot) is sibling:
+            del self.siblings[slot]
+            self.owner.mesh_left(slot)
+
+    def _close_leaving(self, slot: int) -> None:
+        leaving = self._leaving.pop(slot, None)
+        if leaving is not None:
+            leaving.close()
+
+    def forget(self, slot: int) -> None:
+        """A predecessor or successor is no more; its stream says nothing about it."""
+        sibling = self.siblings.pop(slot, None)
+        if sibling is not None:
+            sibling.close()
 
     def close(self) -> None:
         """Ends all streams."""
-        for sibling in list(self.siblings.values()):
+        for sibling in [*self.siblings.values(), *self._leaving.values()]:
             sibling.close()
 
 

@@ -1,6 +1,7 @@
 """The worker process: from its command line to its end.
 
     BOOT ── Start, store open, tasks loaded ──► READY ── Stop, or the master is gone ──► STOPPING ──► exit
+     └── Start(standby), store open ──► STANDBY ── TakeOver (docs/handover.md) ──┘
 
 Exit codes: 0 stopped as asked, 1 the store can no longer be trusted (the master
 starts another), 3 could not start (told to the master with the reason).
@@ -16,17 +17,20 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 import setproctitle
 import structlog
 import uvloop
 
+from refreshd import __version__, control, logs
 from refreshd import config as configuration
-from refreshd import control, logs
 from refreshd.errors import RefreshdError
 from refreshd.scoreboard import Scoreboard
 from refreshd.shard import ShardMap
+from refreshd.worker.handover.taker import Taker
 from refreshd.worker.hub import Hub
 
 log = structlog.get_logger()
@@ -50,6 +54,7 @@ class Process:
         self, slot: int, master: socket.socket, listener: socket.socket, scoreboard: Scoreboard
     ) -> None:
         self._slot = slot
+        self._generation = 0
         self._master = master
         self._listener = listener
         self._scoreboard = scoreboard
@@ -85,27 +90,40 @@ class Process:
 
     def _boot(self, start: control.Start) -> None:
         config = configuration.from_plain(start.config)
+        self._generation = start.generation
         logs.configure(role="worker", engine=config.engine.id, slot=start.slot)
         self._title(config.engine.id, "loading")
         loop = asyncio.get_running_loop()
         began = time.monotonic()
-        hub = Hub(config, ShardMap(start.slot, start.workers, start.lanes), self._scoreboard, loop)
+        hub = Hub(
+            config,
+            ShardMap(start.slot, start.workers, start.lanes),
+            self._scoreboard,
+            loop,
+            generation=start.generation,
+            side=start.side,
+            say=self._say,
+        )
         hub.engine.fatal = self._fail
-        hub.open_store()
+        hub.engine.draining = start.draining
+        hub.open_store(standby=start.standby)
         self._hub = hub
+        if start.standby:
+            hub.taker = Taker(hub, self._listener)
         hub.start()
         self._master.setblocking(False)
         loop.add_reader(self._master.fileno(), self._on_message)
-        hub.handing.listen(self._listener)
+        if not start.standby:
+            hub.handing.listen(self._listener)
         loop.add_signal_handler(signal.SIGTERM, self._stop_soon, config.engine.stop_deadline_s)
         load_ms = int((time.monotonic() - began) * 1000)
         self._tidy()
-        self._say(control.Ready(len(hub.engine.tasks), load_ms))
-        self._title(config.engine.id, "ready")
+        self._say(control.Ready(len(hub.engine.tasks), load_ms, control.VERSION, __version__))
+        self._title(config.engine.id, "standby" if start.standby else "ready")
         log.info("worker ready", unfinished=len(hub.engine.tasks), load_ms=load_ms)
 
     def _title(self, engine: str, state: str) -> None:
-        setproctitle.setproctitle(f"refreshd: worker {self._slot} {state} [{engine}]")
+        setproctitle.setproctitle(f"refreshd: worker {self._slot} {state} gen {self._generation} [{engine}]")
 
     def _tidy(self) -> None:
         """Looks for cycles among what is young, unless that is tasks; the old is never looked through.
@@ -136,16 +154,42 @@ class Process:
         hub = self._hub
         if hub is None:
             return
-        if isinstance(message, control.Peer) and len(fds) == 2:
-            hub.sibling(message.slot, socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]))
-        elif isinstance(message, control.Adopt) and len(fds) == 1:
-            hub.handing.serve(fds[0], admin=message.role == "admin", rest=rest)
-        elif isinstance(message, control.Stop):
-            self._stop_soon(message.deadline_s)
-        else:
-            log.error("the master says something strange", message=repr(message), fds=len(fds))
-            for fd in fds:
-                os.close(fd)
+        match message, fds:
+            case control.Peer(), [stream, packets]:
+                hub.sibling(message, socket.socket(fileno=stream), socket.socket(fileno=packets))
+            case control.Adopt(), [fd]:
+                hub.handing.serve(fd, admin=message.role == "admin", rest=rest)
+            case control.HandOver(), [stream, packets]:
+                self._title(hub.config.engine.id, "leaving")
+                hub.hand_over(socket.socket(fileno=stream), socket.socket(fileno=packets))
+            case control.TakeOver(), [stream, packets]:
+                hub.take_over(socket.socket(fileno=stream), socket.socket(fileno=packets))
+            case control.Resume(), []:
+                self._title(hub.config.engine.id, "ready")
+                self._read_store(hub.resume())
+            case control.Inherit(), []:
+                self._read_store(hub.inherit())
+            case control.Drain(on), []:
+                hub.engine.draining = on or hub.stopping
+            case control.Stop(deadline_s), []:
+                self._stop_soon(deadline_s)
+            case _:
+                log.error("the master says something strange", message=repr(message), fds=len(fds))
+                for fd in fds:
+                    os.close(fd)
+
+    def _read_store(self, work: Coroutine[Any, Any, None]) -> None:
+        """Shards are read from the store; without them this process is of no use."""
+
+        async def read() -> None:
+            try:
+                await work
+            except Exception as error:
+                log.exception("shards could not be taken from the store")
+                self._fail(f"shards could not be taken from the store: {error!r}")
+
+        if self._hub is not None:
+            self._hub.background(read())
 
     def _say(self, message: control.Message) -> None:
         try:

@@ -13,8 +13,10 @@ import structlog
 
 from refreshd.fanout import Segment
 from refreshd.fleet import Proxy
+from refreshd.shard import SUCCESSOR
 from refreshd.store.base import ProxyRow
 from refreshd.task import Failure, Task, failure_mark, mark
+from refreshd.worker.handover.connections import MovedProxy
 from refreshd.worker.links import Link, Relayed
 from refreshd.worker.turns import Turn
 from wire.errors import BadLine, Refused
@@ -39,9 +41,11 @@ JOIN_DEADLINE_S = 5.0
 class ProxySession:
     """A proxy's connection to this worker."""
 
-    def __init__(self, proxies: Proxies, name: str, wire: Wire, close: Any) -> None:
+    def __init__(self, proxies: Proxies, name: str, wire: Wire, close: Any, link: Link | None = None) -> None:
+        """`link`: the one that was kept for it, if the connection comes from another process."""
         self.name = name
-        self.link = Link(name, wire)
+        self.wire = wire
+        self.link = link or Link(name, wire)
         self.heard_ms = proxies.hub.engine.clock.mono_ms
         """When a line came last, monotonic; the connection keeps it up to date."""
         self.close = close
@@ -57,6 +61,30 @@ class ProxySession:
     def beat(self, values: dict[str, Any]) -> None:
         """The proxy is alive."""
         self.figures = values
+
+    def pack(self) -> MovedProxy:
+        """All that belongs to it, for the process that the connection moves to."""
+        link = self.link
+        return MovedProxy(
+            name=self.name,
+            credit=link.credit,
+            outstanding=link.outstanding,
+            heard_ms=self.heard_ms,
+            figures=self.figures,
+            cancelled=link.cancelled,
+            relayed=[(task_id, *of) for task_id, of in link.relayed.items()],
+            waiting=[tuple(push) for push in link.relay],
+        )
+
+    def unpack(self, moved: MovedProxy) -> None:
+        """Goes on where the other process left it; what was reported here meanwhile is not outstanding."""
+        link = self.link
+        link.arrive(self.wire, moved.credit, moved.outstanding)
+        link.cancelled += moved.cancelled
+        link.relayed = {task_id: (targets, slot) for task_id, targets, slot in moved.relayed}
+        link.relay.extend(Relayed(*push) for push in moved.waiting)
+        self.heard_ms = moved.heard_ms
+        self.figures = moved.figures
 
     def report_done(self, turn: Turn, raw: bytes) -> None:
         """The hot line: `report state=done [ms=M] -- ID…`, plain.
@@ -92,7 +120,7 @@ class ProxySession:
         task_id = values["task_id"].encode()
         proxies = self._proxies
         task = proxies.hub.engine.tasks.get(task_id)
-        if task is not None:
+        if task is not None and proxies.hub.shards.owns(task_id):
             proxies.one(self.name, task, values)
         else:
             proxies.pass_on_one(self.link, task_id, values)
@@ -209,6 +237,20 @@ class Proxies:
         if before is not None:
             before.close()
 
+    def moved_in(self, session: ProxySession) -> None:
+        """A connection came from the predecessor; siblings reach the proxy by the same way as before."""
+        self.sessions[session.name] = session
+        if self.hub.pusher.links.get(session.name) is session.link:
+            self.hub.pusher.due(session.link)
+        else:
+            self.hub.pusher.attach(session.link, moved=True)
+
+    def moved_out(self, session: ProxySession) -> None:
+        """A connection goes to the successor."""
+        if self.sessions.get(session.name) is session:
+            del self.sessions[session.name]
+            self.hub.pusher.detach(session.link)
+
     def disconnected(self, session: ProxySession) -> None:
         """A connection to a proxy has ended."""
         if self.sessions.get(session.name) is not session:
@@ -254,6 +296,8 @@ class Proxies:
             if link is not session.link:
                 pusher.attach(session.link)
             return
+        if link is not None and link.awaited:
+            return
         ways = self._ways.get(name)
         if link is not None and (link.via is None or not ways or link.via not in ways):
             pusher.detach(link)
@@ -274,6 +318,8 @@ class Proxies:
         written in place, and a layer's place for the proxy is looked up once a run.
         """
         engine = self.hub.engine
+        if engine.moving:
+            ids = self._leave_to_successor(name, ids, ms)
         tasks = engine.tasks
         watched = self.hub.watches
         link = self.hub.pusher.links.get(name)
@@ -332,6 +378,15 @@ class Proxies:
             watched.changed(task)
         return missing
 
+    def _leave_to_successor(self, name: str, ids: list[bytes], ms: int | None) -> list[bytes]:
+        """Reports for tasks that went to the successor go there, too. Returns the other ids."""
+        owner = self.hub.shards.owner
+        gone = [task_id for task_id in ids if owner(task_id) == SUCCESSOR]
+        if not gone:
+            return ids
+        self.hub.mesh.tell(_done_line(name, gone, ms), SUCCESSOR)
+        return [task_id for task_id in ids if owner(task_id) != SUCCESSOR]
+
     def one(self, name: str, task: Task, values: dict[str, Any]) -> None:
         """A single task failed, or is part-way, at the proxy. Raises: Refused."""
         done, failed = values["done"], values["failed"]
@@ -376,11 +431,8 @@ class Proxies:
             owner = shards.owner(task_id)
             if owner != shards.slot and is_id(task_id):
                 by_owner.setdefault(owner, []).append(task_id)
-        ms_field = b"" if ms is None else b" ms=%d" % ms
         for owner, ids in by_owner.items():
-            self.hub.mesh.tell(
-                b"report proxy=%b state=done%b -- %b" % (link.name.encode(), ms_field, b" ".join(ids)), owner
-            )
+            self.hub.mesh.tell(_done_line(link.name, ids, ms), owner)
 
     def pass_on_one(self, link: Link, task_id: bytes, values: dict[str, Any]) -> None:
         """As `reported`, for a report that is about one task."""
@@ -405,7 +457,11 @@ class Proxies:
             ms = line.fields.get("ms")
             self.done(name, [item.encode() for item in line.items or ()], int(ms) if ms else None)
             return
-        task = self.hub.engine.tasks.get(line.fields["task_id"].encode())
+        task_id = line.fields["task_id"].encode()
+        if self.hub.shards.owner(task_id) == SUCCESSOR:
+            self.hub.mesh.tell(raw, SUCCESSOR)
+            return
+        task = self.hub.engine.tasks.get(task_id)
         if task is not None:
             values: dict[str, Any] = dict(line.fields)
             for key in ("done", "failed", "ms"):
@@ -416,12 +472,47 @@ class Proxies:
             except Refused as refused:
                 log.warning("a proxy reported nonsense", proxy=name, error=str(refused))
 
+    # ── moving to another process ─────────────────────────────────────────────────────────
+
+    def known_elsewhere(self) -> tuple[dict[str, list[int]], dict[str, int], list[tuple[str, str, int]]]:
+        """What siblings told: ways to proxies, when these were heard; and proxies that all have taken in."""
+        ways = {name: sorted(slots) for name, slots in self._ways.items() if slots}
+        joined = [(proxy.name, proxy.group, proxy.layer) for proxy in self._joined.values()]
+        return ways, self._heard_elsewhere, joined
+
+    def know(
+        self, ways: dict[str, list[int]], heard: dict[str, int], joined: list[tuple[str, str, int]]
+    ) -> None:
+        """The inverse, in the process that takes over."""
+        self._ways = {name: set(slots) for name, slots in ways.items()}
+        self._heard_elsewhere = dict(heard)
+        self._joined = {name: Proxy(name, group, layer, listed=False) for name, group, layer in joined}
+
+    def choose_ways(self) -> None:
+        """After shards or links have come and gone: every proxy is reached if it can be."""
+        for name in {*self.sessions, *self._ways, *self.hub.pusher.links}:
+            self._choose_way(name)
+
+    def tell_links(self) -> None:
+        """Siblings are to know which proxies are connected here, whatever they heard before."""
+        for name in self.sessions:
+            self.hub.mesh.tell(format_line("link", {"name": name, "up": 1})[:-1])
+
+    def push_again(self) -> None:
+        """Reports were lost with another process: every proxy is pushed again what it owes."""
+        pusher = self.hub.pusher
+        for link in list(pusher.links.values()):
+            link.outstanding = sum(targets for targets, _ in link.relayed.values())
+            pusher.attach(link)
+
     # ── pushes of siblings ────────────────────────────────────────────────────────────────
 
     def relay(self, slot: int, name: str, data: bytes) -> None:
         """A sibling's pushes for a proxy that is connected here."""
         session = self.sessions.get(name)
         if session is None:
+            if self.hub.taker is not None:
+                self.hub.taker.keep_relayed(slot, name, data)
             return
         pushes: list[Relayed] = []
         for raw in data.split(b"\n"):
@@ -470,6 +561,12 @@ class Proxies:
         """Milliseconds since this worker had a line from the proxy; None: it is not connected here."""
         session = self.sessions.get(name)
         return None if session is None else self.hub.engine.clock.mono_ms - session.heard_ms
+
+
+def _done_line(name: str, ids: list[bytes], ms: int | None) -> bytes:
+    """A report of a proxy, as workers pass it on."""
+    ms_field = b"" if ms is None else b" ms=%d" % ms
+    return b"report proxy=%b state=done%b -- %b" % (name.encode(), ms_field, b" ".join(ids))
 
 
 def _check_listed(known: Proxy, hello: Hello) -> None:

@@ -9,7 +9,7 @@ buffer has drained; nobody else waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from refreshd.fanout import Log
 from refreshd.task import State, Task
@@ -28,6 +28,8 @@ class Pusher:
         self.links: dict[str, Link] = {}
         """Proxy → the link that is in use."""
         self.engine: Engine
+        self.on_link: Callable[[Link, bool], None] | None = None
+        """Told, while shards move, of links that come into use (True) and go."""
         self._loop = loop
         self._grown: dict[Log, None] = {}
         self._links_due: dict[Link, None] = {}
@@ -35,13 +37,18 @@ class Pusher:
 
     # ── links ─────────────────────────────────────────────────────────────────────────────
 
-    def attach(self, link: Link) -> None:
-        """Serves a proxy on this link from now on, from the head of every log, instead of on another."""
+    def attach(self, link: Link, *, moved: bool = False) -> None:
+        """Serves a proxy on this link from now on, from the head of every log, instead of on another.
+
+        `moved`: it came from another process, and what that pushed on it is not pushed again.
+        """
         self.detach(self.links.get(link.name))
         self.links[link.name] = link
         for log in self.engine.logs:
-            link.attach(log)
+            link.attach(log, moved=moved)
         self.due(link)
+        if self.on_link is not None:
+            self.on_link(link, True)
 
     def detach(self, link: Link | None) -> None:
         """Stops using a link. What was outstanding there is pushed again on the next one."""
@@ -50,6 +57,8 @@ class Pusher:
         del self.links[link.name]
         link.detach()
         self._links_due.pop(link, None)
+        if self.on_link is not None:
+            self.on_link(link, False)
 
     # ── what is to be done ────────────────────────────────────────────────────────────────
 
@@ -113,6 +122,8 @@ class Pusher:
 
     def pump(self, link: Link) -> None:
         """Gives a link what it can take now."""
+        if link.held:
+            return
         if link.cancelled:
             self._send_cancels(link)
         out: list[bytes] = []

@@ -7,6 +7,7 @@ lines, in tables of their own: no peer outside can use them.
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import msgspec
 import structlog
 
 from refreshd.fleet import Proxy
+from refreshd.shard import PREDECESSOR, SUCCESSOR
 from refreshd.worker import figures
 from refreshd.worker.figures import Figures
 from refreshd.worker.turns import Turn
@@ -49,7 +51,7 @@ class Siblings:
         owner = self.hub.shards.owner(task_id.encode())
         line = format_line("mesh_serial", {"task_id": task_id})[:-1]
         if owner == self.hub.shards.slot:
-            return int(await self._answer_serial(parse(line)))
+            return int(await self._answer(parse(line), line))
         return int(_checked(await self.hub.mesh.ask(owner, line, DEADLINE_S)))
 
     async def page(self, before: int, limit: int, state: str | None) -> list[bytes]:
@@ -86,12 +88,13 @@ class Siblings:
 
     async def use_nonce(self, key: str, nonce: str) -> None:
         """Marks a nonce as used, at the one worker that keeps it. Raises: Refused."""
-        owner = self.hub.shards.owner(f"{key} {nonce}".encode())
+        # By the rule, not by who owns the shard just now: nonces move all at once.
+        keeper = self.hub.shards.home(f"{key} {nonce}".encode())
         line = format_line("mesh_nonce", {"key": key, "nonce": nonce})[:-1]
-        if owner == self.hub.shards.slot:
-            await self._answer_nonce(parse(line))
+        if keeper == self.hub.shards.slot:
+            await self._answer(parse(line), line)
         else:
-            _checked(await self.hub.mesh.ask(owner, line, DEADLINE_S))
+            _checked(await self.hub.mesh.ask(keeper, line, DEADLINE_S))
 
     # ── answering ─────────────────────────────────────────────────────────────────────────
 
@@ -103,7 +106,23 @@ class Siblings:
             refused = Refused("unknown_verb", f"{line.verb}: a worker of another version asks")
             turn.parts.append(format_refused(refused))
         else:
-            self.hub.queries.submit_of_sibling(turn, lambda: answer(line))
+            self.hub.queries.submit_of_sibling(turn, lambda: self._answer(line, raw))
+
+    async def _answer(self, line: Line, raw: bytes) -> bytes:
+        """What this worker says, with what its successor says while there is one (docs/handover.md)."""
+        giver = self.hub.giver
+        own = self._asked[line.verb]
+        if giver is None:
+            return await own(line)
+        if line.verb == "mesh_serial":
+            to_ask = self.hub.shards.owner(line.fields["task_id"].encode()) == SUCCESSOR
+        else:
+            to_ask = line.verb != "mesh_nonce" or giver.nonces_gone
+        if not to_ask:
+            return await own(line)
+        theirs = _checked(await self.hub.mesh.ask(SUCCESSOR, raw, DEADLINE_S))
+        add = _ADDED.get(line.verb)
+        return theirs if add is None else add(await own(line), theirs)
 
     async def _answer_serial(self, line: Line) -> bytes:
         task_id = line.fields["task_id"].encode()
@@ -153,13 +172,35 @@ class Siblings:
             return
         line = parse(raw)
         if line.verb == "link":
-            self.hub.proxies.sibling_link(slot, line.fields["name"], line.fields["up"] == "1")
+            # Which links the predecessor has it tells in the hand-over itself.
+            if slot != PREDECESSOR:
+                self.hub.proxies.sibling_link(slot, line.fields["name"], line.fields["up"] == "1")
         elif line.verb == "heard":
             self.hub.proxies.heard_elsewhere(line.items or ())
         elif line.verb == "closed":
-            self.hub.watches.forget(slot, int(line.fields["connection"]))
+            self.hub.watches.forget(int(line.fields["slot"]), int(line.fields["connection"]))
+            if self.hub.giver is not None:
+                self.hub.mesh.tell(raw, SUCCESSOR)
         else:
             log.warning("a sibling of another version says", verb=line.verb)
+
+
+def _add_stats(own: bytes, theirs: bytes) -> bytes:
+    return msgspec.json.encode(figures.add_up([msgspec.json.decode(own), msgspec.json.decode(theirs)]))
+
+
+def _add_proxies(own: bytes, theirs: bytes) -> bytes:
+    return msgspec.json.encode(figures.add_views(msgspec.json.decode(own), msgspec.json.decode(theirs)))
+
+
+_ADDED: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "mesh_page": operator.add,
+    "mesh_stats": _add_stats,
+    "mesh_proxies": _add_proxies,
+    "mesh_join": lambda own, _: own,
+    "mesh_forget": lambda own, _: own,
+}
+"""How the answers of a worker and of its successor become one; of other verbs the successor's counts."""
 
 
 def _checked(answer: bytes) -> bytes:

@@ -34,10 +34,27 @@ class Watches:
 
     def add(self, caller: Caller, task_id: bytes) -> None:
         """From now on the connection is told what becomes of the task."""
-        who = (caller.slot, caller.number)
-        watched = self._by_connection.setdefault(who, set())
-        watched.add(task_id)
-        self._watchers.setdefault(task_id, {})[who] = None
+        self.put(task_id, [(caller.slot, caller.number)])
+
+    def take(self, task_id: bytes) -> list[tuple[int, int]]:
+        """The watchers of a task that goes to another process; they are no longer known here."""
+        watchers = list(self._watchers.pop(task_id, ()))
+        for who in watchers:
+            self._unwatch(who, task_id)
+        return watchers
+
+    def put(self, task_id: bytes, watchers: list[tuple[int, int]]) -> None:
+        """The watchers of a task that came from another process."""
+        for who in watchers:
+            self._by_connection.setdefault(who, set()).add(task_id)
+            self._watchers.setdefault(task_id, {})[who] = None
+
+    def _unwatch(self, who: tuple[int, int], task_id: bytes) -> None:
+        watched = self._by_connection[who]
+        watched.discard(task_id)
+        if not watched:
+            # A sibling does not tell of the end of a connection that watches nothing.
+            del self._by_connection[who]
 
     def changed(self, task: Task) -> None:
         """Tells those who watch the task."""
@@ -49,11 +66,7 @@ class Watches:
             self._deliver(slot, number, push)
         if task.state in FINAL:
             for who in self._watchers.pop(task.id):
-                watched = self._by_connection[who]
-                watched.discard(task.id)
-                if not watched:
-                    # A sibling does not tell of the end of a connection that watches nothing.
-                    del self._by_connection[who]
+                self._unwatch(who, task.id)
 
     def forget(self, slot: int, number: int) -> None:
         """A connection is gone."""

@@ -220,7 +220,7 @@ class Core:
             count = len(line.items or ())
             task = WeakTask(task_id, body, read_terms(line), count, layer, serial, created_ms(serial))
             self.engine.load(task)
-        self.engine.start_loaded()
+        self.engine.start_all(list(self.engine.tasks.values()))
         self.loop.run()
 
     # ── listener of the engine ────────────────────────────────────────────────────────────

@@ -1,0 +1,261 @@
+"""The new worker's part of a hand-over: taking everything from its predecessor.
+
+    STANDBY ──► TAKING ──► SERVING ──► ENDED
+                   └─────────┴──► (Inherit) the rest is read from the store
+
+STANDBY: the store is open, nothing is served. TAKING: shards come, and requests for
+them through the predecessor. SERVING, from `Moving` on: siblings and fresh connections
+come here, connections arrive one by one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from refreshd import control
+from refreshd.shard import PREDECESSOR
+from refreshd.task import State
+from refreshd.worker.connection import PUSHES_MAX_BYTES, Connection
+from refreshd.worker.handover import connections, frames
+from refreshd.worker.handover.shards import Receiver
+from refreshd.worker.handover.steps import reached
+from refreshd.worker.links import RELAY_CREDIT, Link
+from refreshd.worker.mesh import HAND
+from refreshd.worker.proxies import ProxySession, RelayWire
+from wire.errors import WireError
+
+if TYPE_CHECKING:
+    import socket
+
+    from refreshd.worker.hub import Hub
+
+log = structlog.get_logger()
+
+
+class Phase(enum.Enum):
+    """How far the hand-over has come."""
+
+    STANDBY = "standby"
+    TAKING = "taking"
+    SERVING = "serving"
+    ENDED = "ended"
+
+
+class Taker:
+    """One hand-over, as the new worker sees it."""
+
+    def __init__(self, hub: Hub, listener: socket.socket) -> None:
+        self.phase = Phase.STANDBY
+        self.hub = hub
+        self.reads_siblings = False
+        """Whether the predecessor has passed on all that siblings sent it."""
+        self._listener = listener
+        self._receiver = Receiver(hub.engine)
+        self._pushes: defaultdict[int, bytearray] = defaultdict(bytearray)
+        """Lines for connections that are on their way here."""
+        self._relayed: defaultdict[str, list[tuple[int, bytes]]] = defaultdict(list)
+        """Siblings' pushes for proxies whose connections are; each has RELAY_CREDIT targets at the most."""
+        self._proxies: dict[int, connections.MovedProxy] = {}
+        """By the number of the connection that is on its way here."""
+        self._arrived = 0
+        self._end: frames.End | None = None
+        hub.engine.moving = True
+        hub.shards.give(hub.shards.owned, PREDECESSOR)
+
+    def __repr__(self) -> str:
+        return f"<Taker {self.phase.value}, {len(self._receiver)} tasks waiting>"
+
+    # ── what the predecessor says ─────────────────────────────────────────────────────────
+
+    def heard(self, payload: bytes) -> None:
+        """A frame came. What cannot be done is told to the master, which ends this process."""
+        try:
+            self._take(frames.decode(payload))
+        except (WireError, KeyError, ValueError, msgspec.DecodeError) as error:
+            log.exception("the hand-over cannot be understood")
+            self.hub.say(control.Failed(f"the hand-over cannot be understood: {error!r}"))
+
+    def _take(self, frame: frames.Frame) -> None:
+        match frame:
+            case frames.Begin():
+                self._begin(frame)
+            case frames.Link(name, via, up):
+                self._link(name, via, up)
+            case frames.Copy():
+                self._receiver.copy(frame)
+                reached("copying")
+            case frames.Shards():
+                self.hub.engine.clock.turn()
+                self._receiver.adopt(frame)
+            case frames.Owned():
+                self._own(frame)
+            case frames.SiblingGone(slot):
+                self.hub.watches.forget_worker(slot)
+            case frames.State():
+                self._know(frame)
+            case frames.Moving():
+                self._serve()
+            case frames.End():
+                self._end = frame
+                self._maybe_end()
+
+    def _begin(self, frame: frames.Begin) -> None:
+        if frame.version != frames.VERSION:
+            raise ValueError(
+                f"refreshd {frame.release} hands over in version {frame.version}, this one takes over in "
+                f"{frames.VERSION}; stop the engine and start it anew"
+            )
+        self.phase = Phase.TAKING
+        self.hub.engine.serials.after(frame.last_serial)
+        for name, via in frame.links:
+            self._link(name, via, up=True)
+        reached("begun")
+
+    def _link(self, name: str, via: int | None, up: bool) -> None:
+        pusher = self.hub.pusher
+        pusher.detach(pusher.links.get(name))
+        if up:
+            pusher.attach(Link.await_(name, via), moved=True)
+
+    def _own(self, frame: frames.Owned) -> None:
+        hub = self.hub
+        for entry in frame.ids:
+            hub.engine.savers[hub.shards.lane(entry[1])].lane.give_ids([entry])
+        for task_id, watchers in frame.watches:
+            hub.watches.put(task_id, watchers)
+        hub.shards.give(frame.shards, hub.shards.slot)
+        reached("owning")
+
+    def _know(self, frame: frames.State) -> None:
+        hub = self.hub
+        hub.nonces.add(frame.nonces)
+        hub.proxies.know(frame.ways, frame.heard, frame.joined)
+        for name, outstanding in frame.relays.items():
+            link = hub.pusher.links.get(name)
+            if link is not None and link.awaited and link.via is not None:
+                self._reach_through(link, link.via, outstanding)
+        reached("knowing")
+        self._read_siblings()
+
+    def _reach_through(self, link: Link, slot: int, outstanding: int) -> None:
+        """A proxy that a sibling is connected to is reached as the predecessor did."""
+        link.arrive(RelayWire(self.hub, slot, link.name), RELAY_CREDIT, outstanding)
+        self.hub.pusher.due(link)
+
+    def _read_siblings(self) -> None:
+        self.reads_siblings = True
+        for slot, sibling in self.hub.mesh.siblings.items():
+            if slot >= 0:
+                sibling.listen()
+        reached("reading")
+
+    def _serve(self) -> None:
+        self.phase = Phase.SERVING
+        self._answer(frames.Go())
+        self.hub.handing.listen(self._listener)
+        reached("listening")
+
+    def _answer(self, frame: frames.Frame) -> None:
+        stream = self.hub.mesh.siblings.get(PREDECESSOR)
+        if stream is not None:
+            stream.send(HAND, 0, frames.encode(frame))
+
+    # ── connections ───────────────────────────────────────────────────────────────────────
+
+    def arrive(self, fd: int, payload: bytes) -> None:
+        """A connection in the middle of its life."""
+        self.hub.background(self._arrive(fd, connections.decode(payload)))
+
+    async def _arrive(self, fd: int, moved: connections.Moved) -> None:
+        hub = self.hub
+        connection = Connection(hub, moved.number, admin=moved.role == "admin")
+        connection.arrive(moved)
+        if moved.proxy is not None:
+            self._proxies[moved.number] = moved.proxy
+        await hub.handing.connect(fd, connection)
+        self._arrived += 1
+        reached("adopting")
+        self._maybe_end()
+
+    def connected(self, connection: Connection) -> None:
+        """A connection is served here: what was kept for it is sent."""
+        lines = self._pushes.pop(connection.number, None)
+        if lines:
+            connection.push(bytes(lines))
+        proxy = self._proxies.pop(connection.number, None)
+        if proxy is not None:
+            self._connect_proxy(connection, proxy)
+
+    def _connect_proxy(self, connection: Connection, proxy: connections.MovedProxy) -> None:
+        hub = self.hub
+        link = hub.pusher.links.get(proxy.name)
+        waits = link is not None and link.awaited and link.via is None
+        session = ProxySession(hub.proxies, proxy.name, connection, connection.close, link if waits else None)
+        connection.serve_proxy(session)
+        if proxy.name in hub.proxies.sessions:
+            # It has connected anew meanwhile: the newer connection counts (PROTOCOL.md, "Proxy verbs").
+            connection.close()
+            return
+        session.unpack(proxy)
+        hub.proxies.moved_in(session)
+        for slot, data in self._relayed.pop(proxy.name, ()):
+            hub.proxies.relay(slot, proxy.name, data)
+
+    def push(self, number: int, data: bytes) -> None:
+        """Lines for a connection that is not here: it is at the predecessor, or on its way."""
+        if self.phase is Phase.TAKING:
+            self.hub.mesh.push(PREDECESSOR, number, data)
+        elif self.phase is Phase.SERVING and len(self._pushes[number]) < PUSHES_MAX_BYTES:
+            self._pushes[number] += data
+
+    def keep_relayed(self, slot: int, name: str, data: bytes) -> None:
+        """A sibling's pushes for a proxy that is not connected here."""
+        if self.phase is not Phase.ENDED:
+            self._relayed[name].append((slot, data))
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────
+
+    def _maybe_end(self) -> None:
+        if self._end is None or self._arrived < self._end.connections:
+            return
+        reached("ending")
+        end, self._end = self._end, None
+        counters = self.hub.engine.counters
+        counters.accepted += end.accepted
+        counters.pairs += end.pairs
+        for state, number in end.finished.items():
+            counters.finished[State(state)] += number
+        for rate, plain in zip((self.hub.rate_boss, self.hub.rate_proxy), end.rates, strict=True):
+            rate.take_over(plain)
+        self._answer(frames.Ended())
+        self.finish()
+
+    def finish(self) -> None:
+        """Nothing more comes from the predecessor: this worker is as any other."""
+        hub = self.hub
+        self.phase = Phase.ENDED
+        hub.engine.moving = False
+        for saver in hub.engine.savers.values():
+            saver.upkeep = True
+        self._receiver.clear()
+        self._pushes.clear()
+        self._relayed.clear()
+        for link in [link for link in hub.pusher.links.values() if link.awaited]:
+            hub.pusher.detach(link)
+        hub.proxies.choose_ways()
+        hub.proxies.tell_links()
+        hub.took_over()
+
+    def predecessor_is_gone(self) -> list[int]:
+        """Whatever it had still to say is lost. Returns the shards that did not come."""
+        self._read_siblings()
+        if self.phase is not Phase.SERVING:
+            self.hub.handing.listen(self._listener)
+        missing = self.hub.shards.with_owner(PREDECESSOR)
+        self.finish()
+        return missing
