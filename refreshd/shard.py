@@ -86,22 +86,32 @@ SERIAL_MAX = (1 << 63) - 1
 
 
 class SerialClock:
-    """Gives out serials that only grow, whatever the wall clock does."""
+    """Gives out serials that only grow, whatever the wall clock does.
 
-    __slots__ = ("_last", "_slot")
+    Two processes may give out serials of one slot at a time: one is `side` 0, the
+    other 1, and their sequence numbers are even and odd.
+    """
 
-    def __init__(self, slot: int, last: int = 0) -> None:
-        self._slot = slot << _SEQUENCE_BITS
-        self._last = last
+    __slots__ = ("_first", "_last")
+
+    def __init__(self, slot: int, last: int = 0, side: int = 0) -> None:
+        self._first = slot << _SEQUENCE_BITS | side
+        self._last = 0
+        self.after(last)
+
+    @property
+    def last(self) -> int:
+        """No serial given out so far is larger: what a successor goes on behind (`after`)."""
+        return self._last
 
     def next(self, now_ms: int) -> int:
         """A serial that is larger than any before it. `now_ms` is Unix milliseconds."""
-        serial = now_ms << _MS_SHIFT | self._slot
+        serial = now_ms << _MS_SHIFT | self._first
         if serial <= self._last:
-            serial = self._last + 1
-            if not serial & ((1 << _SEQUENCE_BITS) - 1):
+            serial = self._last + 2
+            if serial >> _SEQUENCE_BITS != self._last >> _SEQUENCE_BITS:
                 # The sequence is used up: borrow the next millisecond.
-                serial = ((self._last >> _MS_SHIFT) + 1) << _MS_SHIFT | self._slot
+                serial = ((self._last >> _MS_SHIFT) + 1) << _MS_SHIFT | self._first
         self._last = serial
         return serial
 
@@ -109,7 +119,7 @@ class SerialClock:
         """Go on behind `serial`, which was given out in an earlier life."""
         if serial > self._last:
             ms = serial >> _MS_SHIFT
-            self._last = (ms + 1) << _MS_SHIFT | self._slot
+            self._last = (ms + 1) << _MS_SHIFT | self._first
 
 
 def created_ms(serial: int) -> int:

@@ -57,6 +57,31 @@ def test_workers_never_give_out_the_same(calls: list[tuple[int, int]]) -> None:
     assert len(set(given_out)) == len(given_out)
 
 
+@given(
+    st.integers(0, 63),
+    st.lists(st.tuples(st.integers(0, 1), times_ms, st.integers(1, 40)), min_size=1, max_size=40),
+    st.data(),
+)
+def test_two_processes_of_one_slot_never_give_out_the_same(
+    slot: int, calls: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    # Sequences that are nearly used up, and lives before, of any length.
+    lasts = data.draw(st.tuples(*[st.one_of(st.just(0), times_ms.map(lambda ms: ms << 21 | 32_760))] * 2))
+    clocks = [SerialClock(slot, last, side) for side, last in enumerate(lasts)]
+    given_out: list[list[int]] = [[], []]
+    for side, now_ms, number in calls:
+        given_out[side] += [clocks[side].next(now_ms) for _ in range(number)]
+        assert clocks[side].last == given_out[side][-1]
+        if data.draw(st.booleans()):
+            clocks[side].after(clocks[1 - side].last)
+            assert clocks[side].last >= clocks[1 - side].last
+    for side, serials in enumerate(given_out):
+        assert serials == sorted(set(serials))
+        assert all(serial > lasts[side] for serial in serials)
+        assert {(serial >> 15 & 63, serial & 1) for serial in serials} <= {(slot, side)}
+    assert not set(given_out[0]) & set(given_out[1])
+
+
 @pytest.mark.parametrize("slot", [0, 1, 63])
 def test_a_millisecond_that_is_used_up_borrows_of_the_next(slot: int) -> None:
     clock, other = SerialClock(slot), SerialClock((slot + 1) % 64)
@@ -65,9 +90,17 @@ def test_a_millisecond_that_is_used_up_borrows_of_the_next(slot: int) -> None:
     theirs = {other.next(now_ms) for _ in range(70_000)}
     assert mine == sorted(set(mine))
     assert not theirs & set(mine)
-    assert [created_ms(mine[at]) - now_ms for at in (0, 32_767, 32_768, 65_535, 65_536)] == [0, 0, 1, 1, 2]
+    assert [created_ms(mine[at]) - now_ms for at in (0, 16_383, 16_384, 32_767, 32_768)] == [0, 0, 1, 1, 2]
     # The time catches up with what was borrowed.
     assert created_ms(clock.next(now_ms + 10)) == now_ms + 10
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_each_side_borrows_in_its_own_sequence(side: int) -> None:
+    clock = SerialClock(7, side=side)
+    mine = [clock.next(1_795_250_000_123) for _ in range(40_000)]
+    assert mine == sorted(set(mine))
+    assert {(serial >> 15 & 63, serial & 1) for serial in mine} == {(7, side)}
 
 
 @given(st.integers(0, 63), st.integers(0, (1 << 62)), times_ms)
