@@ -73,7 +73,7 @@ class ProxySession:
             figures=self.figures,
             cancelled=link.cancelled,
             relayed=[(task_id, *of) for task_id, of in link.relayed.items()],
-            waiting=[tuple(push) for push in link.relay],
+            waiting=[(p.task_id, p.targets, p.line, p.slot) for p in link.relay],
         )
 
     def unpack(self, moved: MovedProxy) -> None:

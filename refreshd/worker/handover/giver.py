@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
 from refreshd import __version__, control
@@ -150,9 +149,12 @@ class Giver:
 
     async def _room(self) -> None:
         """Waits until the successor has read most of what it was sent."""
-        await asyncio.sleep(0)
-        while self._stream().unsent_bytes > COPY_AHEAD_BYTES:
-            await asyncio.sleep(_POLL_S)
+        delay_s = 0.0
+        while True:
+            await asyncio.sleep(delay_s)
+            if self._stream().unsent_bytes <= COPY_AHEAD_BYTES:
+                return
+            delay_s = _POLL_S
 
     def _steps(self) -> Iterable[list[int]]:
         """The shards in steps of about STEP_TASKS tasks, each of one shard at least."""
@@ -272,9 +274,8 @@ class Giver:
     def _state(self) -> frames.State:
         hub = self.hub
         relays = {link.name: link.outstanding for link in hub.pusher.links.values() if link.via is not None}
-        return frames.State(
-            hub.nonces.entries(), *hub.proxies.known_elsewhere(), relays, hub.proxies.joined()
-        )
+        ways, heard, joined = hub.proxies.known_elsewhere()
+        return frames.State(hub.nonces.entries(), ways, heard, relays, joined)
 
     async def _end(self) -> None:
         hub = self.hub
