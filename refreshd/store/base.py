@@ -3,11 +3,14 @@
 A *lane* is a part of the store with its own order: what is given to it in one
 batch is kept whole or not at all, and batches are kept in the order they came.
 A lane is used by one saver thread; `Reader` by another. Both block.
+
+Two processes may have a lane open for writing at a time, each for the shards it
+owns: several workers may share one, and a worker and its successor do for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from refreshd.task import State
@@ -89,14 +92,41 @@ class Lane(Protocol):
     def finished_serial(self, task_id: bytes) -> int | None:
         """The serial of a task that has just finished and that `Reader.find` may not know yet.
 
-        May be called from another thread than the saver's; ask this first.
+        May be called from another thread than the saver's; ask this first. Its task may be gone.
+        """
+
+    def take_ids(self, shards: frozenset[int]) -> list[IdEntry]:
+        """Takes out, for another process, what `Reader.find` may not know yet of these shards.
+
+        `finished_serial` goes on to find it here, for questions that are under
+        way, until `index_some` has come to its end.
+        """
+
+    def give_ids(self, entries: Iterable[IdEntry]) -> None:
+        """Takes in what another process took out. From now on they are found here.
+
+        May be called from another thread than the saver's. No `low` may be written
+        until all that another process took out was given.
+        """
+
+    def index_some(self) -> bool:
+        """Does a bounded piece of finding again the ids that a process which died had not written yet.
+
+        Returns whether more is left. Commits may go in between.
+        Raises: StoreUnavailable, StoreFailed, StoreDamaged.
+        """
+
+    def share(self, sharers: Sequence[int]) -> None:
+        """From now on these workers write the lane, this one among them.
+
+        To be called on all of them before one writes `low` again.
         """
 
     def idle(self) -> bool:
         """Does a bounded piece of upkeep (retention, room). Returns whether more is left."""
 
-    def close(self) -> None:
-        """Leaves everything as a quick start wants it."""
+    def close(self, *, handed_over: bool = False) -> None:
+        """Leaves everything as a quick start wants it; `handed_over`: the successor does."""
 
 
 class Reader(Protocol):
@@ -113,6 +143,13 @@ class Reader(Protocol):
 
     def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
         """(serial, plan number, body) of the tasks without a result, by serial."""
+
+    def unfinished_slices(self, rows: int = ...) -> Iterator[list[tuple[int, int, bytes]]]:
+        """As `unfinished`, of `rows` rows at a time: each slice is read when it is asked for, and shortly.
+
+        May be asked for one by one from any one thread at a time, with a reader of
+        its own, while others write; a task that ends meanwhile may still be in it.
+        """
 
     def find(self, task_id: bytes, crc: int) -> Stored | None:
         """A finished task by id."""

@@ -5,69 +5,90 @@ page of its own, and each page is written whole. So entries wait here, in 64
 buckets by the CRC that the index is ordered by, and a bucket is written when it
 has a few hundred: neighbours then share pages. What waits is bounded; what is
 lost with the process is found again at the next start.
+
+When shards move to another process, what waits of them moves too: `take` there,
+`give` here. All else belongs to the saver's thread.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 from refreshd.store.base import IdEntry
+from wire import SHARDS
 
 BUCKETS = 64
 # 64 × 512 entries of about 200 bytes are 6 MiB at the most; at a million finished
 # tasks an entry then costs 0.8 KB of log instead of 4.
 BUCKET_MAX = 512
+# Written at least in one transaction, if as many are due: 20 ms. Many buckets are full at
+# a time when those of another process came on top. What is written is twice what
+# came in, so however many are due, they become fewer.
+DUE_ENTRIES = 2_048
 _SHIFT = 32 - 6
+_SHARD_MASK = SHARDS - 1
 
 
 class PendingIds:
-    """The entries that wait. Used in turns: `add` or `take_older`, then `settle` or `undo`."""
+    """The entries that wait. Used in turns: `add` or `take_older`, then `settle` or `undo`.
+
+    From other threads only `get` and `give` may be called: `get` reads dictionaries
+    in the order in which an entry goes through them, and each step puts it into
+    the next before it leaves the one before.
+    """
 
     def __init__(self) -> None:
         self._buckets: list[list[IdEntry]] = [[] for _ in range(BUCKETS)]
         self._serials: dict[bytes, int] = {}
+        self._inbox: deque[list[IdEntry]] = deque()
+        self._given: dict[bytes, int] = {}
+        self._taken: dict[bytes, int] = {}
         self._added: list[IdEntry] = []
-        self._due: list[int] = []
+        self._due: list[IdEntry] = []
+        self._left: dict[int, list[IdEntry]] = {}
 
     def __len__(self) -> int:
         return len(self._serials)
 
     def add(self, entries: Iterable[IdEntry]) -> list[IdEntry]:
-        """Takes entries in. Returns those to be written in this transaction, in order."""
+        """Takes entries in. Returns those to be written in this transaction, bucket by bucket in order."""
         self._added = list(entries)
-        self._due = []
-        due: list[IdEntry] = []
         for entry in self._added:
-            number = entry[0] >> _SHIFT
-            bucket = self._buckets[number]
-            bucket.append(entry)
+            self._buckets[entry[0] >> _SHIFT].append(entry)
             self._serials[entry[1]] = entry[2]
-            if len(bucket) == BUCKET_MAX:
-                self._due.append(number)
-        for number in self._due:
-            due += sorted(self._buckets[number])
-        return due
+        full = [number for number, bucket in enumerate(self._buckets) if len(bucket) >= BUCKET_MAX]
+        full.sort(key=lambda number: -len(self._buckets[number]))
+        return self._choose(full, max(DUE_ENTRIES, 2 * len(self._added)))
 
     def take_older(self, serial: int, most: int) -> list[IdEntry]:
-        """Buckets with an entry older than `serial`, of about `most` entries: to be written, in order.
+        """Of buckets with an entry older than `serial`, about `most` entries: to be written, in order.
 
         As with `add`, `settle` or `undo` follows.
         """
-        self._added, self._due = [], []
-        due: list[IdEntry] = []
-        for number, bucket in enumerate(self._buckets):
-            if len(due) < most and any(entry[2] < serial for entry in bucket):
-                self._due.append(number)
-                due += sorted(bucket)
-        return due
+        self._added = []
+        older = [n for n, bucket in enumerate(self._buckets) if any(entry[2] < serial for entry in bucket)]
+        return self._choose(older, most)
+
+    def _choose(self, numbers: list[int], most: int) -> list[IdEntry]:
+        """Makes `most` entries of these buckets due, or a bucket more."""
+        self._due, self._left = [], {}
+        for number in numbers:
+            if len(self._due) >= most:
+                break
+            bucket = sorted(self._buckets[number])
+            # One that was given far too many goes in pieces.
+            self._due += bucket[: 2 * BUCKET_MAX]
+            self._left[number] = bucket[2 * BUCKET_MAX :]
+        return self._due
 
     def settle(self) -> None:
         """The transaction was committed: what was due is written."""
-        for number in self._due:
-            for _, task_id, _ in self._buckets[number]:
-                self._serials.pop(task_id, None)
-            self._buckets[number] = []
-        self._added, self._due = [], []
+        for _, task_id, _ in self._due:
+            self._serials.pop(task_id, None)
+        for number, left in self._left.items():
+            self._buckets[number] = left
+        self._added, self._due, self._left = [], [], {}
 
     def undo(self) -> None:
         """The transaction was rolled back: as if the last `add` had not been."""
@@ -76,17 +97,57 @@ class PendingIds:
             self._buckets[number] = [entry for entry in self._buckets[number] if entry not in gone]
         for _, task_id, _ in self._added:
             self._serials.pop(task_id, None)
-        self._added, self._due = [], []
+        self._added, self._due, self._left = [], [], {}
 
     def get(self, task_id: bytes) -> int | None:
-        """The serial of an id that waits."""
-        return self._serials.get(task_id)
+        """The serial of an id that waits, here or where it was taken to."""
+        serial = self._given.get(task_id)
+        if serial is None:
+            serial = self._serials.get(task_id)
+        if serial is None:
+            serial = self._taken.get(task_id)
+        return serial
+
+    def give(self, entries: Iterable[IdEntry]) -> None:
+        """Entries that waited in another process. `get` finds them from now on."""
+        given = list(entries)
+        self._given.update({task_id: serial for _, task_id, serial in given})
+        self._inbox.append(given)
+
+    def drain(self) -> None:
+        """Puts what was given beside what waits. Before anything else is done, between transactions."""
+        while self._inbox:
+            given = self._inbox.popleft()
+            for entry in given:
+                self._buckets[entry[0] >> _SHIFT].append(entry)
+                self._serials[entry[1]] = entry[2]
+            for _, task_id, _ in given:
+                self._given.pop(task_id, None)
+
+    def take(self, shards: frozenset[int]) -> list[IdEntry]:
+        """Takes the entries of these shards out, for another process. `get` goes on to find them."""
+        taken: list[IdEntry] = []
+        kept: list[list[IdEntry]] = []
+        for bucket in self._buckets:
+            taken += [entry for entry in bucket if entry[0] & _SHARD_MASK in shards]
+            kept.append([entry for entry in bucket if entry[0] & _SHARD_MASK not in shards])
+        self._taken.update({task_id: serial for _, task_id, serial in taken})
+        self._buckets = kept
+        for _, task_id, _ in taken:
+            self._serials.pop(task_id, None)
+        return taken
+
+    def forget_taken(self) -> None:
+        """All that was taken is in the index by now."""
+        self._taken = {}
 
     def drop(self, serials: set[int]) -> None:
         """Forgets the entries of tasks that are gone."""
         if not serials.isdisjoint(self._serials.values()):
             self._buckets = [[e for e in bucket if e[2] not in serials] for bucket in self._buckets]
             self._serials = {e[1]: e[2] for bucket in self._buckets for e in bucket}
+        if not serials.isdisjoint(self._taken.values()):
+            self._taken = {task_id: s for task_id, s in self._taken.items() if s not in serials}
 
     def smallest_serial(self, otherwise: int) -> int:
         """The smallest serial that waits."""

@@ -14,27 +14,33 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
+from refreshd.errors import StoreFailed
 from refreshd.shard import first_serial
-from refreshd.store.base import Batch, ProxyRow, Stored, StoredResult, TaskRow
+from refreshd.store.base import Batch, IdEntry, TaskRow
 from refreshd.store.ids import PendingIds
-from refreshd.task import State
+from refreshd.store.sqlite_file import (
+    BUSY_TIMEOUT_S,
+    begin,
+    connect,
+    low_key,
+    migrate,
+    stored_low,
+    translated,
+)
+from refreshd.store.sqlite_reader import SqliteReader
+
+__all__ = ["SqliteLane", "SqliteReader"]
 
 # Rows are inserted in statements of these sizes, largest first; each is compiled
 # once. Beyond 256 nothing is gained (2.2 µs a row at 512, 2.3 at 256).
 _CHUNKS = (256, 64, 16, 4, 1)
-# How long another worker of the same lane may hold it. Batches take milliseconds.
-BUSY_TIMEOUT_S = 5.0
 # The log is copied into the file when it is this long. Longer: fewer copies of hot
 # pages (10 µs a row at 8,000 pages, 14 at 1,000, with random ids) but a longer start.
 CHECKPOINT_PAGES = 8_000
-# A quarter of this is what a lane's hot pages take at a million tasks.
-CACHE_KIB = 65_536
 # Finished tasks that are dropped at a time once they are older than the retention.
 DROP_ROWS = 1024
 # The index of ids is swept in this many pieces, one each time something is dropped.
@@ -43,36 +49,10 @@ _SWEEPS = 256
 STRAGGLE_MS = 600_000
 # Tasks that are looked through for stragglers at a time: about 5 ms.
 _STRAGGLE_ROWS = 4_096
-# Results whose ids are looked after at a time when the index is brought up to date at start.
+# Results whose ids are looked after at a time when the index is brought up to date: at
+# start, and in a worker that serves (20 ms on busy cores; 270 for as many as at start).
 _INDEX_ROWS = 32_768
-
-
-def _translated(error: sqlite3.Error) -> StoreError:
-    """What an SQLite error means to the engine. Translated once, here."""
-    name = getattr(error, "sqlite_errorname", "") or ""
-    text = f"{error} ({name})" if name else str(error)
-    if name.startswith(("SQLITE_FULL", "SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StoreUnavailable(f"the store cannot write: {text}")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StoreDamaged(f"the store is damaged: {text}; stop the engine and restore the data folder")
-    if name in _UNSYNCED:
-        return StoreFailed(f"the store could not sync: {text}")
-    if name.startswith(("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_NOMEM")):
-        return StoreUnavailable(f"the store cannot write: {text}")
-    return StoreFailed(f"the store failed: {text}")
-
-
-# After these the kernel may have dropped what was written: only a fresh process knows what is there.
-_UNSYNCED = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_IOERR_CORRUPTFS"})
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=64
-    )
-    connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-    connection.execute("PRAGMA temp_store=MEMORY")
-    return connection
+_INDEX_ROWS_LIVE = 1_024
 
 
 class SqliteLane:
@@ -91,7 +71,8 @@ class SqliteLane:
 
         Raises: StoreUnavailable, StoreDamaged, StoreFailed.
         """
-        self._low_key = _low_key(slot, sharers)
+        self._slot = slot
+        self._low_key = low_key(slot, sharers)
         self._retention_ms = int(retention_s * 1000)
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self._plans_kept: set[int] = set()
@@ -100,21 +81,25 @@ class SqliteLane:
         self._drop_from = 0
         self._sweeps_left = 0
         self._sweep_at = 0
+        self._indexing: Iterator[None] | None = None
         try:
-            self._db = _connect(path)
+            self._db = connect(path)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-            _migrate(self._db)
-            self._any_finished = self._db.execute("SELECT 1 FROM finished LIMIT 1").fetchone() is not None
-            self._low = _low(self._db)
+            # From here on `begin` waits.
+            self._db.execute("PRAGMA busy_timeout=0")
+            migrate(self._db)
+            self._any_finished = False
+            self._low = stored_low(self._db)
         except sqlite3.Error as error:
-            raise _translated(error) from error
+            raise translated(error) from error
 
     def commit(self, batch: Batch) -> dict[bytes, int]:
         """See `base.Lane`."""
+        self._pending.drain()
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            begin(self._db)
             known = self._known(batch.tasks)
             tasks = [row for row in batch.tasks if row[1] not in known] if known else batch.tasks
             self._write(batch, tasks)
@@ -126,10 +111,9 @@ class SqliteLane:
         except sqlite3.Error as error:
             self._pending.undo()
             self._roll_back()
-            raise _translated(error) from error
+            raise translated(error) from error
         self._pending.settle()
         self._plans_kept.update(batch.plans)
-        self._any_finished = self._any_finished or bool(due)
         return known
 
     def _write(self, batch: Batch, tasks: Sequence[TaskRow]) -> None:
@@ -156,9 +140,14 @@ class SqliteLane:
 
     def _known(self, tasks: Sequence[TaskRow]) -> dict[bytes, int]:
         """Those of the tasks' ids that belong to finished tasks, with their serials."""
-        if not tasks or not (self._any_finished or self._pending):
+        if not tasks:
             return {}
-        known = {row[1]: serial for row in tasks if (serial := self._pending.get(row[1])) is not None}
+        known = self._known_waiting(tasks)
+        if not self._any_finished:
+            # Asked each time: another process may have written the first one.
+            self._any_finished = self._db.execute("SELECT 1 FROM finished LIMIT 1").fetchone() is not None
+            if not self._any_finished:
+                return known
         wanted = {row[1]: crc32(row[1]) for row in tasks}
         crcs = list(wanted.values())
         for at in range(0, len(crcs), _CHUNKS[0]):
@@ -175,6 +164,22 @@ class SqliteLane:
                     known[task_id] = serial
         return known
 
+    def _known_waiting(self, tasks: Sequence[TaskRow]) -> dict[bytes, int]:
+        """Those whose ids wait for the index. Another worker of the lane may have dropped their tasks."""
+        known = {row[1]: serial for row in tasks if (serial := self._pending.get(row[1])) is not None}
+        if not known:
+            return known
+        serials = list(known.values())
+        kept: set[tuple[int]] = set()
+        for at in range(0, len(serials), _CHUNKS[0]):
+            some = serials[at : at + _CHUNKS[0]]
+            marks = ",".join("?" * len(some))
+            kept.update(self._db.execute(f"SELECT serial FROM task WHERE serial IN ({marks})", some))  # noqa: S608 (marks)
+        gone = {serial for serial in serials if (serial,) not in kept}
+        if gone:
+            self._pending.drop(gone)
+        return {task_id: serial for task_id, serial in known.items() if serial not in gone}
+
     def _write_low(self, low: int) -> None:
         low = min(low, self._pending.smallest_serial(low))
         if low > self._low:
@@ -189,36 +194,103 @@ class SqliteLane:
             raise StoreFailed(f"the store could not roll back: {error}") from error
 
     def index_finished(self) -> None:
-        """Brings `finished` up to date after a crash.
+        """Brings `finished` up to date after a crash, at once: for a start.
 
-        Looked at are the results at or above `low`, and those of stragglers, which then are none.
         Raises: StoreUnavailable, StoreDamaged, StoreFailed.
         """
-        try:
-            self._index(
-                "SELECT task.id, serial FROM straggler JOIN result USING (serial) JOIN task USING (serial)"
-                " WHERE serial >= ? ORDER BY serial LIMIT ?",
-                0,
-            )
-            self._db.execute("DELETE FROM straggler WHERE serial IN (SELECT serial FROM result)")
-            self._index(
-                "SELECT task.id, serial FROM result JOIN task USING (serial)"
-                " WHERE serial >= ? ORDER BY serial LIMIT ?",
-                _low(self._db),
-            )
-        except sqlite3.Error as error:
-            self._roll_back()
-            raise _translated(error) from error
+        while self.index_some(_INDEX_ROWS):
+            pass
 
-    def _index(self, query: str, at: int) -> None:
-        """Writes the ids that a query finds, from a serial on, a bounded number at a time."""
-        while rows := self._db.execute(query, (at, _INDEX_ROWS)).fetchall():
-            entries = sorted((crc32(task_id), task_id, serial) for task_id, serial in rows)
-            self._db.execute("BEGIN IMMEDIATE")
-            self._insert("INSERT OR REPLACE INTO finished VALUES", entries)
-            self._db.execute("COMMIT")
-            self._any_finished = True
-            at = rows[-1][1] + 1
+    def index_some(self, rows: int = _INDEX_ROWS_LIVE) -> bool:
+        """A piece of bringing `finished` up to date after another process has died. See `base.Lane`.
+
+        Each call is a transaction of about 20 ms. When no more is left, all that
+        had a result at the first call is in the index.
+        Looked at are the results at or above `low`, and those of stragglers, which
+        then are none. Begins anew after an error.
+        Raises: StoreUnavailable, StoreDamaged, StoreFailed.
+        """
+        self._pending.drain()
+        if self._indexing is None:
+            self._indexing = self._index_pieces(rows)
+        try:
+            next(self._indexing)
+        except StopIteration:
+            self._indexing = None
+            self._pending.forget_taken()
+            return False
+        except sqlite3.Error as error:
+            self._indexing = None
+            self._roll_back()
+            raise translated(error) from error
+        return True
+
+    def _index_pieces(self, rows: int) -> Iterator[None]:
+        """Yields after each transaction. What is indexed is read in it: another worker may drop tasks."""
+        begin(self._db)
+        low = stored_low(self._db)
+        last = self._db.execute("SELECT max(serial) FROM result").fetchone()[0] or 0
+        self._db.execute("COMMIT")
+        at = self._index_stragglers(0, rows)
+        while at is not None:
+            yield
+            at = self._index_stragglers(at, rows)
+        at = self._index_results(low, last, rows)
+        while at is not None:
+            yield
+            at = self._index_results(at, last, rows)
+
+    def _index_stragglers(self, at: int, rows: int) -> int | None:
+        """Looks through some stragglers from a serial on. Returns from where on to go on, if at all."""
+        begin(self._db)
+        seen = self._db.execute(
+            "SELECT some.serial, task.id"
+            " FROM (SELECT serial FROM straggler WHERE serial >= ? ORDER BY serial LIMIT ?) AS some"
+            " LEFT JOIN result USING (serial) LEFT JOIN task ON task.serial = result.serial"
+            " ORDER BY some.serial",
+            (at, rows),
+        ).fetchall()
+        ended = [(serial, task_id) for serial, task_id in seen if task_id is not None]
+        self._index(ended)
+        # Those and no others: what another worker has ended since may be in its memory only.
+        self._delete("straggler", [serial for serial, _ in ended])
+        self._db.execute("COMMIT")
+        return seen[-1][0] + 1 if seen else None
+
+    def _index_results(self, at: int, last: int, rows: int) -> int | None:
+        """Looks through some results up to the serial `last`, as above."""
+        begin(self._db)
+        seen = self._db.execute(
+            "SELECT serial, task.id FROM result JOIN task USING (serial)"
+            " WHERE serial >= ? AND serial <= ? ORDER BY serial LIMIT ?",
+            (at, last, rows),
+        ).fetchall()
+        self._index(seen)
+        self._db.execute("COMMIT")
+        return seen[-1][0] + 1 if seen else None
+
+    def _index(self, ended: Sequence[tuple[int, bytes]]) -> None:
+        entries = sorted((crc32(task_id), task_id, serial) for serial, task_id in ended)
+        self._insert("INSERT OR REPLACE INTO finished VALUES", entries)
+
+    def _delete(self, table: str, serials: Sequence[int]) -> None:
+        for at in range(0, len(serials), _CHUNKS[0]):
+            some = serials[at : at + _CHUNKS[0]]
+            marks = ",".join("?" * len(some))
+            self._db.execute(f"DELETE FROM {table} WHERE serial IN ({marks})", some)  # noqa: S608 (constant, marks)
+
+    def take_ids(self, shards: frozenset[int]) -> list[IdEntry]:
+        """See `base.Lane`."""
+        self._pending.drain()
+        return self._pending.take(shards)
+
+    def give_ids(self, entries: Iterable[IdEntry]) -> None:
+        """See `base.Lane`."""
+        self._pending.give(entries)
+
+    def share(self, sharers: Sequence[int]) -> None:
+        """See `base.Lane`."""
+        self._low_key = low_key(self._slot, sharers)
 
     def finished_serial(self, task_id: bytes) -> int | None:
         """See `base.Lane`."""
@@ -226,17 +298,19 @@ class SqliteLane:
 
     def idle(self) -> bool:
         """Drops a few tasks that are past their retention, notes stragglers. See `base.Lane`."""
+        self._pending.drain()
         try:
             dropped = self._drop_some()
-            return self._note_stragglers() or dropped
+            noted = self._note_stragglers()
+            return self._write_full() or noted or dropped
         except sqlite3.Error as error:
             self._pending.undo()
             self._roll_back()
-            raise _translated(error) from error
+            raise translated(error) from error
 
     def _drop_some(self) -> bool:
         before_ms = self._now_ms() - self._retention_ms
-        self._db.execute("BEGIN IMMEDIATE")
+        begin(self._db)
         rows = self._db.execute(
             "SELECT serial FROM result WHERE serial >= ? AND serial < ? AND updated_ms < ?"
             " ORDER BY serial LIMIT ?",
@@ -244,10 +318,7 @@ class SqliteLane:
         ).fetchall()
         serials = [row[0] for row in rows]
         for table in ("task", "result", "straggler"):
-            for at in range(0, len(serials), _CHUNKS[0]):
-                some = serials[at : at + _CHUNKS[0]]
-                marks = ",".join("?" * len(some))
-                self._db.execute(f"DELETE FROM {table} WHERE serial IN ({marks})", some)  # noqa: S608 (marks)
+            self._delete(table, serials)
         # Once round the index after the last task was dropped, then it rests.
         self._sweeps_left = _SWEEPS if serials else max(self._sweeps_left - 1, 0)
         if self._sweeps_left:
@@ -279,7 +350,7 @@ class SqliteLane:
         low = self._low
         if low >= limit:
             return False
-        self._db.execute("BEGIN IMMEDIATE")
+        begin(self._db)
         (last,) = self._db.execute(
             "SELECT max(serial) FROM"
             " (SELECT serial FROM task WHERE serial >= ? AND serial < ? ORDER BY serial LIMIT ?)",
@@ -299,187 +370,31 @@ class SqliteLane:
             self._write_low(up_to)
         self._db.execute("COMMIT")
         self._pending.settle()
-        self._any_finished = self._any_finished or more
         return more or up_to < limit
 
-    def close(self) -> None:
-        """Writes what is left of the ids and empties the log, for a quick start."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._insert("INSERT OR REPLACE INTO finished VALUES", self._pending.all())
+    def _write_full(self) -> bool:
+        """Writes ids that another process gave, if as many are due. Returns whether any were."""
+        due = self._pending.add(())
+        if due:
+            begin(self._db)
+            self._insert("INSERT OR REPLACE INTO finished VALUES", due)
             self._db.execute("COMMIT")
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._pending.settle()
+        return bool(due)
+
+    def close(self, *, handed_over: bool = False) -> None:
+        """See `base.Lane`."""
+        self._pending.drain()
+        try:
+            if left := self._pending.all():
+                begin(self._db)
+                self._insert("INSERT OR REPLACE INTO finished VALUES", left)
+                self._db.execute("COMMIT")
+            if not handed_over:
+                self._db.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error:
             # Nothing is lost: the next start does this work (index_finished).
             self._roll_back()
         finally:
             self._db.close()
-
-
-def _low_key(slot: int, sharers: Sequence[int]) -> str:
-    return f"low {slot} of {','.join(map(str, sharers))}"
-
-
-def _low(db: sqlite3.Connection) -> int:
-    """All tasks of the lane with smaller serials are finished: what every sharer said, of any time.
-
-    What was true when there were other sharers stays true, so the largest counts.
-    """
-    said = dict(db.execute("SELECT key, value FROM meta WHERE key LIKE 'low %'").fetchall())
-    groups = {key.partition(" of ")[2] for key in said}
-    lows = []
-    for group in groups:
-        slots = [int(slot) for slot in group.split(",")]
-        lows.append(min(said.get(_low_key(slot, slots), 0) for slot in slots))
-    return max(lows, default=0)
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    """Runs the numbered files of schema/sqlite that this file has not seen, each in a transaction."""
-    folder = resources.files("refreshd.store") / "schema" / "sqlite"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda f: f.name)
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(files):
-            raise StoreDamaged(
-                f"the store has schema {version}, this version knows {len(files)}; run a newer refreshd"
-            )
-        for number, file in enumerate(files[version:], version + 1):
-            for statement in _statements(file.read_text()):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version={number}")
-        db.execute("COMMIT")
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a migration, one by one: executescript would commit in between."""
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-_STORED = (
-    "SELECT task.serial, task.id, plan.text, body, body_crc, state, done, failed, updated_ms, marks"
-    " FROM task LEFT JOIN result USING (serial) JOIN plan ON plan.number = task.plan"
-)
-
-
-def _check_body(serial: int, body: bytes, crc: int) -> None:
-    """Raises: StoreDamaged for a request line that is not what was written."""
-    if crc32(body) != crc:
-        raise StoreDamaged(
-            f"the store is damaged: the request line of task {serial} is not what was written; "
-            "stop the engine and restore the data folder"
-        )
-
-
-class SqliteReader:
-    """Reads one lane beside its saver. Used by one thread at a time."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises: StoreUnavailable, StoreDamaged, StoreFailed."""
-        try:
-            self._db = _connect(path)
-            self._db.execute("PRAGMA query_only=1")
-        except sqlite3.Error as error:
-            raise _translated(error) from error
-
-    def proxies(self) -> list[ProxyRow]:
-        """See `base.Reader`."""
-        return [ProxyRow(*row) for row in self._rows("SELECT name, grp, layer FROM proxy ORDER BY name")]
-
-    def plans(self) -> dict[int, str]:
-        """See `base.Reader`."""
-        return dict(self._rows("SELECT number, text FROM plan"))
-
-    def last_serial(self) -> int:
-        """See `base.Reader`."""
-        # `low` too: it may be later than any task, and a task must not come to lie below it.
-        rows = self._rows("SELECT max(serial) FROM task UNION SELECT max(value) FROM meta")
-        return max(int(row[0] or 0) for row in rows)
-
-    def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
-        """See `base.Reader`."""
-        try:
-            for source, compare in (("straggler JOIN task USING (serial)", "<"), ("task", ">=")):
-                cursor = self._db.execute(
-                    f"SELECT task.serial, plan, body, body_crc FROM {source}"  # noqa: S608 (constants)
-                    " LEFT JOIN result ON result.serial = task.serial"
-                    f" WHERE task.serial {compare} ? AND result.serial IS NULL ORDER BY task.serial",
-                    (_low(self._db),),
-                )
-                cursor.arraysize = 1000
-                while rows := cursor.fetchmany():
-                    for serial, plan, body, crc in rows:
-                        _check_body(serial, body, crc)
-                        yield serial, plan, body
-        except sqlite3.Error as error:
-            raise _translated(error) from error
-
-    def find(self, task_id: bytes, crc: int) -> Stored | None:
-        """See `base.Reader`."""
-        rows = self._rows("SELECT serial FROM finished WHERE crc=? AND id=?", (crc, task_id))
-        stored = self.serials([rows[0][0]]) if rows else []
-        return stored[0] if stored else None
-
-    def serials(self, serials: list[int]) -> list[Stored]:
-        """See `base.Reader`."""
-        marks = ",".join("?" * len(serials))
-        return self._stored(f"{_STORED} WHERE task.serial IN ({marks}) ORDER BY task.serial DESC", serials)
-
-    def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
-        """See `base.Reader`."""
-        if unfinished:
-            return self._unfinished_page(before, limit)
-        where = "task.serial < ?"
-        values: list[int] = [before]
-        if state is not None:
-            # Written out where it is not the common one, so that the partial index serves.
-            where += " AND state = ?" if state is State.COMPLETE else " AND state = ? AND state <> 2"
-            values.append(int(state))
-        order = "result.serial" if state not in (None, State.COMPLETE) else "task.serial"
-        return self._stored(f"{_STORED} WHERE {where} ORDER BY {order} DESC LIMIT ?", [*values, limit])
-
-    def _unfinished_page(self, before: int, limit: int) -> list[Stored]:
-        """From the newest down to `low`, and below it only the stragglers."""
-        low = _low(self._db)
-        order = "ORDER BY task.serial DESC LIMIT ?"
-        stored = self._stored(
-            f"{_STORED} WHERE task.serial < ? AND task.serial >= ? AND result.serial IS NULL {order}",
-            [before, low, limit],
-        )
-        if len(stored) < limit:
-            stored += self._stored(
-                f"{_STORED} JOIN straggler ON straggler.serial = task.serial"
-                f" WHERE task.serial < ? AND result.serial IS NULL {order}",
-                [min(before, low), limit - len(stored)],
-            )
-        return stored
-
-    def _stored(self, query: str, values: Sequence[int]) -> list[Stored]:
-        stored = []
-        for serial, task_id, plan, body, crc, state, *rest in self._rows(query, values):
-            _check_body(serial, body, crc)
-            result = None
-            if state is not None:
-                done, failed, updated_ms, marks = rest
-                result = StoredResult(State(state), done, failed, updated_ms, marks or b"")
-            stored.append(Stored(serial, task_id, plan, body, result))
-        return stored
-
-    def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
-        try:
-            return self._db.execute(query, tuple(values)).fetchall()
-        except sqlite3.Error as error:
-            raise _translated(error) from error
-
-    def close(self) -> None:
-        """See `base.Reader`."""
-        self._db.close()

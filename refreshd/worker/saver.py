@@ -19,7 +19,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 from zlib import crc32
 
 import structlog
@@ -30,6 +31,7 @@ from refreshd.task import State, Task
 from refreshd.worker.turns import Turn
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 # A batch that cannot be written is tried again after this long, with what gathered since.
 RETRY_S = 0.5
@@ -100,7 +102,15 @@ class SaverOwner(Protocol):
 class Saver:
     """Saves to one lane, in a thread of its own."""
 
-    def __init__(self, lane: Lane, owner: SaverOwner, loop: asyncio.AbstractEventLoop, name: str) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        owner: SaverOwner,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        *,
+        upkeep: bool = True,
+    ) -> None:
         self.lane = lane
         self.batch = SaveBatch()
         """The open batch; whoever adds to it calls `wake` in the same turn of the loop."""
@@ -113,7 +123,9 @@ class Saver:
         self._scheduled = False
         self._busy = False
         self._closed = False
-        self._jobs: queue.SimpleQueue[SaveBatch | None] = queue.SimpleQueue()
+        self._handed_over = False
+        self._upkeep_on = upkeep
+        self._jobs: queue.SimpleQueue[SaveBatch | Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"saver-{name}", daemon=True)
         self._thread.start()
 
@@ -128,6 +140,8 @@ class Saver:
         if self._busy or not len(self.batch):
             return
         batch, self.batch = self.batch, SaveBatch()
+        if not self._upkeep_on:
+            batch.low = 0
         self.in_flight = len(batch)
         self._busy = True
         self._jobs.put(batch)
@@ -136,6 +150,46 @@ class Saver:
     def waiting(self) -> int:
         """Entries that gather for the next commit."""
         return len(self.batch)
+
+    @property
+    def upkeep(self) -> bool:
+        """Whether this process looks after the lane: retention, stragglers, `low`.
+
+        Not while shards move: no process knows then what all of them have
+        unfinished. Once it is off, what is under way ends; `await call(…)` waits for that.
+        """
+        return self._upkeep_on
+
+    @upkeep.setter
+    def upkeep(self, on: bool) -> None:
+        self._upkeep_on = on
+        # What was said meanwhile is not true of what is owned now.
+        self.batch.low = 0
+
+    def call(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Runs `work` in the saver's thread, after the batch that was handed over, before any later one.
+
+        What it returns or raises is the future's. It may use the lane. A batch that
+        could not be written is tried again after it.
+        Raises: StoreUnavailable once `close` was called.
+        """
+        if self._closed:
+            raise StoreUnavailable("the saver is closed; nothing more runs in it")
+        done: asyncio.Future[T] = self._loop.create_future()
+        self._jobs.put(partial(self._run, work, done))
+        return done
+
+    def _run(self, work: Callable[[], T], done: asyncio.Future[T]) -> None:
+        try:
+            result = work()
+        except Exception as error:
+            # A future does not take every kind: that one would be lost, and its awaiter wait for ever.
+            kept = StoreError(f"the saver failed: {error!r}") if isinstance(error, StopIteration) else error
+            self._tell(_settle_call, done, kept)
+        except BaseException as error:
+            self._tell(_settle_call, done, StoreError(f"the saver failed: {error!r}"))
+        else:
+            self._tell(_settle_call, done, None, result)
 
     def _work(self) -> None:
         """The thread: one job after the other, and upkeep every now and then."""
@@ -147,9 +201,12 @@ class Saver:
                 pass
             else:
                 if job is None:
-                    self.lane.close()
+                    self.lane.close(handed_over=self._handed_over)
                     return
-                self._commit(job)
+                if isinstance(job, SaveBatch):
+                    self._commit(job)
+                else:
+                    job()
             if time.monotonic() >= upkeep_at:
                 upkeep_at = time.monotonic() + (UPKEEP_MORE_S if self._upkeep() else UPKEEP_S)
 
@@ -166,6 +223,8 @@ class Saver:
 
     def _upkeep(self) -> bool:
         """A bounded piece of upkeep. Returns whether more is left."""
+        if not self._upkeep_on:
+            return False
         try:
             return self.lane.idle()
         except StoreError as error:
@@ -219,8 +278,11 @@ class Saver:
         self._busy = False
         self.wake()
 
-    async def close(self, deadline_s: float) -> bool:
-        """Saves what is there, closes the lane, ends the thread. Returns whether all was saved in time."""
+    async def close(self, deadline_s: float, *, handed_over: bool = False) -> bool:
+        """Saves what is there, closes the lane, ends the thread. Returns whether all was saved in time.
+
+        `handed_over`: another process has the lane by now, see `Lane.close`.
+        """
         end = self._loop.time() + deadline_s
         self._closed = True
         while (len(self.batch) or self._busy) and self._loop.time() < end:
@@ -228,6 +290,17 @@ class Saver:
             self.wake()
             await asyncio.sleep(0.01)
         saved = not len(self.batch) and not self._busy
+        self._handed_over = handed_over
         self._jobs.put(None)
         await self._loop.run_in_executor(None, self._thread.join, max(end - self._loop.time(), 0.5))
         return saved
+
+
+def _settle_call(done: asyncio.Future[T], error: Exception | None, *result: T) -> None:
+    if done.done():
+        # Whoever waited was cancelled.
+        return
+    if error is None:
+        done.set_result(*result)
+    else:
+        done.set_exception(error)

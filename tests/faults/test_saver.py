@@ -44,7 +44,7 @@ class FailingLane:
     def idle(self) -> bool:
         return False
 
-    def close(self) -> None:
+    def close(self, *, handed_over: bool = False) -> None:
         pass
 
 

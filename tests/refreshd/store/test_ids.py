@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from zlib import crc32
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -23,6 +24,8 @@ class Ids(RuleBasedStateMachine):
         self.patch.setattr(module, "BUCKET_MAX", BUCKET_MAX)
         self.ids = PendingIds()
         self.waiting: dict[bytes, int] = {}
+        self.taken: dict[bytes, int] = {}
+        self.given = 0
         self.written: dict[bytes, int] = {}
         self.serial = 0
 
@@ -41,6 +44,7 @@ class Ids(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9), kept=st.booleans())
     def add(self, number: int, kept: bool) -> None:
         entries = self.fresh(number)
+        self.ids.drain()
         due = self.ids.add(entries)
         held = self.waiting | {entry[1]: entry[2] for entry in entries}
         assert {entry[1]: entry[2] for entry in due}.items() <= held.items()
@@ -62,10 +66,42 @@ class Ids(RuleBasedStateMachine):
         buckets = list(dict.fromkeys(other[0] >> 26 for other in due))
         return buckets.index(entry[0] >> 26)
 
+    @rule(number=st.integers(0, 9))
+    def give(self, number: int) -> None:
+        entries = self.fresh(number)
+        self.ids.give(iter(entries))
+        self.given += number
+        self.waiting |= {entry[1]: entry[2] for entry in entries}
+
+    @rule(shards=st.frozensets(st.integers(0, 63)))
+    def take(self, shards: frozenset[int]) -> None:
+        self.ids.drain()
+        taken = self.ids.take(shards)
+        expected = {key: serial for key, serial in self.waiting.items() if serial & 63 in shards}
+        assert {entry[1]: entry[2] for entry in taken} == expected
+        self.waiting = {key: serial for key, serial in self.waiting.items() if key not in expected}
+        self.taken |= expected
+
+    @rule()
+    def forget_taken(self) -> None:
+        self.ids.forget_taken()
+        self.taken = {}
+
+    @rule(serial=st.integers(1, 500), most=st.integers(1, 20))
+    def take_older(self, serial: int, most: int) -> None:
+        self.ids.drain()
+        due = self.ids.take_older(serial, most)
+        assert bool(due) == any(other < serial for other in self.waiting.values())
+        self.ids.settle()
+        self.written |= {entry[1]: entry[2] for entry in due}
+        self.waiting = {key: held for key, held in self.waiting.items() if key not in self.written}
+
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         serials = data.draw(st.sets(st.integers(1, max(self.serial, 1)), max_size=5))
+        self.ids.drain()
         self.ids.drop(serials)
+        self.taken = {key: serial for key, serial in self.taken.items() if serial not in serials}
         self.waiting = {key: serial for key, serial in self.waiting.items() if serial not in serials}
 
     @rule()
@@ -74,18 +110,54 @@ class Ids(RuleBasedStateMachine):
         self.ids.undo()
 
     @invariant()
-    def what_waits_is_known_and_nothing_else(self) -> None:
+    def what_waits_is_found_and_nothing_else(self) -> None:
+        known = self.waiting | self.taken
+        for number in range(1, self.serial + 1):
+            assert self.ids.get(b"%d" % number) == known.get(b"%d" % number)
+
+    @rule()
+    def what_waits_is_there_whole(self) -> None:
+        self.ids.drain()
         assert len(self.ids) == len(self.waiting)
         assert {entry[1]: entry[2] for entry in self.ids.all()} == self.waiting
         assert self.ids.all() == sorted(self.ids.all())
-        for number in range(1, self.serial + 1):
-            assert self.ids.get(b"%d" % number) == self.waiting.get(b"%d" % number)
         assert self.ids.smallest_serial(1 << 62) == min(self.waiting.values(), default=1 << 62)
 
     @invariant()
     def what_waits_is_bounded(self) -> None:
-        assert len(self.ids) <= BUCKETS * (BUCKET_MAX - 1)
+        assert len(self.ids) <= BUCKETS * (BUCKET_MAX - 1) + self.given
 
 
 TestIds = Ids.TestCase
 TestIds.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(0, BUCKETS - 1), min_size=1, max_size=4, unique=True),
+    st.integers(1, 3_000),
+    st.integers(0, 300),
+)
+def test_however_many_are_given_they_are_written_in_bounded_pieces(
+    numbers: list[int], each: int, more: int
+) -> None:
+    ids = PendingIds()
+    serials = iter(range(1, 1_000_000))
+    for number in numbers:
+        ids.give((number << 26 | s, b"%d" % s, s) for s in islice(serials, each))
+    ids.drain()
+    entries = len(ids)
+    written: list[IdEntry] = []
+    for _ in range(entries):
+        fresh = [(numbers[0] << 26 | s, b"%d" % s, s) for s in islice(serials, more)]
+        due = ids.add(fresh)
+        assert len(due) <= max(module.DUE_ENTRIES, 2 * more) + 2 * module.BUCKET_MAX
+        ids.settle()
+        entries += more
+        written += due
+        if max(len(bucket) for bucket in ids._buckets) < module.BUCKET_MAX:
+            break
+    else:
+        pytest.fail("what is due never becomes less")
+    assert len(set(written)) == len(written)
+    assert len(written) + len(ids) == entries

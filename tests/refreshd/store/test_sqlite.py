@@ -6,9 +6,12 @@ the disk after a kill -9, and going on with the copy.
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +26,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
 from refreshd.fleet import Plan
 from refreshd.shard import SERIAL_MAX, created_ms, first_serial
-from refreshd.store import ids, sqlite
+from refreshd.store import ids, sqlite, sqlite_file, sqlite_reader
 from refreshd.store.base import Batch, ProxyRow, Stored, StoredResult
 from refreshd.store.sqlite import SqliteLane, SqliteReader
+from refreshd.store.sqlite_file import stored_low
 from refreshd.task import FINAL, State
 
 PLANS = [Plan.from_text("0=a"), Plan.from_text("0=a,b;3=c")]
@@ -99,6 +103,7 @@ class Store(RuleBasedStateMachine):
         self.patch.setattr(sqlite, "DROP_ROWS", 4)
         self.patch.setattr(sqlite, "_SWEEPS", 2)
         self.patch.setattr(sqlite, "_INDEX_ROWS", 3)
+        self.patch.setattr(sqlite_reader, "_SLICE_ROWS", 3)
         self.patch.setattr(sqlite, "STRAGGLE_MS", 20)
         self.patch.setattr(sqlite, "_STRAGGLE_ROWS", 2)
         self.folder = Path(tempfile.mkdtemp(prefix="refreshd-store-"))
@@ -218,6 +223,30 @@ class Store(RuleBasedStateMachine):
         reader.close()
         before._db.close()
 
+    @rule(shards=st.frozensets(st.integers(0, 63), min_size=20))
+    def hand_over(self, shards: frozenset[int]) -> None:
+        """To another process, in two steps; the first may be asked until it ends."""
+        successor = SqliteLane(self.path, RETENTION_S, lambda: self.now_ms)
+        for step in (shards, frozenset(range(64)) - shards):
+            asked = {task_id: self.lane.finished_serial(task_id) for task_id in self.seen}
+            successor.give_ids(self.lane.take_ids(step))
+            assert {task_id: self.lane.finished_serial(task_id) for task_id in self.seen} == asked
+        for task_id, serial in asked.items():
+            assert successor.finished_serial(task_id) == serial
+        self.lane.close(handed_over=True)
+        self.lane = successor
+
+    @rule()
+    def hand_over_to_one_that_dies(self) -> None:
+        """What was given is gone with it, and found again beside commits."""
+        self.lane.take_ids(frozenset(range(0, 64, 2)))
+        pieces = 0
+        while self.lane.index_some(2):
+            pieces += 1
+            assert pieces < 1_000
+            if pieces % 3 == 0:
+                self.register("a", pieces % 4, gone=False)
+
     @rule()
     def restart(self) -> None:
         self.reader.close()
@@ -237,6 +266,9 @@ class Store(RuleBasedStateMachine):
         if hasattr(self, "lane"):
             expected = [(s, self.tasks[s][1].number, self.stored(s).body) for s in sorted(self.unfinished)]
             assert list(self.reader.unfinished()) == expected
+            slices = list(self.reader.unfinished_slices(2))
+            assert [row for some in slices for row in some] == expected
+            assert {len(some) for some in slices} <= {1, 2}
             assert self.reader.plans().items() >= {
                 (plan.number, plan.text) for _, plan in self.tasks.values()
             }
@@ -361,6 +393,7 @@ def test_a_batch_is_kept_whole_or_not_at_all(
     error: type[StoreError],
 ) -> None:
     monkeypatch.setattr(ids, "BUCKET_MAX", 1)
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.0)
     lane.commit(a_batch(b"old", first=5))
     before = content(path)
     batch = end(a_batch(b"new", first=9, plan=PLANS[1]), 5, b"old")
@@ -409,15 +442,33 @@ def test_a_full_disk_and_room_again(path: Path, lane: SqliteLane) -> None:
     assert len(content(path)[0]) == 201
 
 
-def test_a_locked_file_is_unavailable(path: Path, lane: SqliteLane) -> None:
+def test_a_locked_file_is_unavailable(path: Path, lane: SqliteLane, monkeypatch: pytest.MonkeyPatch) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    lane._db.execute("PRAGMA busy_timeout=10")
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_S", 0.01)
     with pytest.raises(StoreUnavailable, match="SQLITE_BUSY"):
         lane.commit(a_batch(b"t"))
     other.execute("ROLLBACK")
     other.close()
     assert lane.commit(a_batch(b"t")) == {}
+
+
+def test_a_commit_waits_for_another_process(
+    path: Path, lane: SqliteLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    steps: list[float] = []
+
+    def step(seconds: float) -> None:
+        steps.append(seconds)
+        if len(steps) == 3:
+            other.execute("COMMIT")
+
+    monkeypatch.setattr(sqlite_file.time, "sleep", step)
+    assert lane.commit(a_batch(b"t")) == {}
+    assert steps == [sqlite_file.BUSY_STEP_S] * 3
+    other.close()
 
 
 def test_two_tasks_of_one_serial_are_a_fault_of_ours(path: Path, lane: SqliteLane) -> None:
@@ -580,7 +631,7 @@ def test_an_old_unfinished_task_does_not_make_a_start_look_through_what_came_aft
     now_ms = START_MS + sqlite.STRAGGLE_MS + 1000
     while lane.idle():
         pass
-    low = sqlite._low(lane._db)
+    low = stored_low(lane._db)
     assert low > max(old.tasks[0][0], young.tasks[0][0])
     reader = SqliteReader(path)
     assert [row[0] for row in reader.unfinished()] == [old.tasks[0][0]]
@@ -635,13 +686,13 @@ def test_opening_twice_migrates_once(path: Path) -> None:
 
 
 def test_a_migration_that_fails_leaves_no_half(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = sqlite._statements
+    whole = sqlite_file._statements
 
     def cut(script: str) -> Iterator[str]:
         yield from list(whole(script))[:2]
         yield "CREATE NONSENSE"
 
-    monkeypatch.setattr(sqlite, "_statements", cut)
+    monkeypatch.setattr(sqlite_file, "_statements", cut)
     with pytest.raises(StoreFailed, match="NONSENSE"):
         SqliteLane(path, RETENTION_S)
     monkeypatch.undo()
@@ -709,7 +760,7 @@ def test_low_is_what_all_sharers_of_a_lane_said(path: Path) -> None:
     ]
     for slot, sharers, low, expected in said:
         low_of(slot, sharers, low)
-        assert sqlite._low(reader._db) == expected, (slot, sharers, low)
+        assert stored_low(reader._db) == expected, (slot, sharers, low)
     assert reader.last_serial() == 200
     reader.close()
 
@@ -733,6 +784,124 @@ def test_two_workers_write_one_lane(path: Path) -> None:
     again = SqliteLane(path, RETENTION_S)
     assert again.commit(a_batch(b"a", b"b", first=9)) == {b"a": 1, b"b": 2}
     again.close()
+
+
+def test_an_id_that_another_worker_dropped_while_it_waited_may_be_used_again(path: Path) -> None:
+    now_ms = START_MS
+    one, two = (SqliteLane(path, RETENTION_S, lambda: now_ms, slot=s, sharers=[0, 1]) for s in (0, 1))
+    serial = first_serial(now_ms)
+    one.commit(end(a_batch(b"t", b"u", first=serial), serial, b"t"))
+    assert one.commit(a_batch(b"t", first=serial + 2)) == {b"t": serial}
+    now_ms += int(RETENTION_S * 1000) + 1
+    assert two.idle()
+    assert one.commit(a_batch(b"t", first=serial + 3)) == {}
+    assert one.finished_serial(b"t") is None
+    one.commit(end(Batch(), serial + 3, b"t", ms=now_ms))
+    for lane in (one, two):
+        lane.close()
+    reader = SqliteReader(path)
+    found = reader.find(b"t", crc32(b"t"))
+    assert found is not None
+    assert found.serial == serial + 3
+    reader.close()
+
+
+def test_a_standby_sees_the_first_id_that_its_predecessor_wrote(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = SqliteLane(path, RETENTION_S)
+    after = SqliteLane(path, RETENTION_S)
+    assert after.commit(a_batch(b"x", first=90)) == {}
+    monkeypatch.setattr(ids, "BUCKET_MAX", 1)
+    before.commit(end(a_batch(b"t"), 1, b"t"))
+    assert before.take_ids(frozenset(range(64))) == []
+    assert after.commit(a_batch(b"t", first=91)) == {b"t": 1}
+    before.close(handed_over=True)
+    after.close()
+
+
+def test_what_was_given_is_written_without_a_commit(path: Path, lane: SqliteLane) -> None:
+    batch = a_batch(*(b"t%d" % i for i in range(5_000)))
+    lane.commit(batch)
+    lane.give_ids((i, task_id, serial) for i, (serial, task_id, _, _) in enumerate(batch.tasks))
+    for _ in range(20):
+        if not lane.idle():
+            break
+    else:
+        pytest.fail("upkeep never ends")
+    (written,) = lane._db.execute("SELECT count(*) FROM finished").fetchone()
+    assert written > 5_000 - ids.BUCKET_MAX
+
+
+def test_a_lane_that_was_handed_over_leaves_the_log_alone(path: Path) -> None:
+    before = SqliteLane(path, RETENTION_S)
+    after = SqliteLane(path, RETENTION_S)
+    before.commit(end(end(a_batch(b"t", b"u"), 1, b"t"), 2, b"u"))
+    after.give_ids(before.take_ids(frozenset({crc32(b"t") & 63})))
+    wal = path.with_name(path.name + "-wal")
+    size = wal.stat().st_size
+    # The successor is amid a commit: nobody waits. What was not taken is written all the same.
+    other = SqliteLane(path, RETENTION_S)
+    after._db.execute("BEGIN IMMEDIATE")
+    other.close(handed_over=True)
+    after._db.execute("ROLLBACK")
+    before.close(handed_over=True)
+    assert wal.stat().st_size >= size
+    assert after.commit(a_batch(b"t", b"u", first=9)) == {b"t": 1, b"u": 2}
+    after.close()
+
+
+def test_a_lane_with_other_sharers_waits_for_their_low(path: Path) -> None:
+    lane = SqliteLane(path, RETENTION_S, slot=0, sharers=[0])
+
+    def say(low: int) -> int:
+        batch = Batch()
+        batch.low, batch.forgotten = low, ["p"]
+        lane.commit(batch)
+        return stored_low(lane._db)
+
+    assert say(5) == 5
+    lane.share([0, 1])
+    assert say(9) == 5
+    lane.share([0])
+    assert say(12) == 12
+    lane.close()
+
+
+def _commits_for_ever(path: Path, first: int) -> None:
+    """Tasks that end at once, batch by batch, until it is killed."""
+    lane = SqliteLane(path, RETENTION_S)
+    for at in itertools.count(first, 10):
+        batch = a_batch(*(b"old-%d" % serial for serial in range(at, at + 10)), first=at)
+        for serial in range(at, at + 10):
+            end(batch, serial, b"old-%d" % serial)
+        lane.commit(batch)
+        if at == first + 200:
+            print("going", flush=True)
+
+
+def test_a_successor_goes_on_when_its_predecessor_is_killed_amid_a_commit(path: Path) -> None:
+    code = f"from tests.refreshd.store import test_sqlite as t; t._commits_for_ever(t.Path({str(path)!r}), 1)"
+    lane = SqliteLane(path, RETENTION_S)
+    for kill in range(3):
+        # An odd first serial a kill, far enough from the others.
+        command = [sys.executable, "-c", code.replace(", 1)", f", {kill * 1_000_000 + 1})")]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as predecessor:
+            assert predecessor.stdout is not None
+            assert predecessor.stdout.readline() == b"going\n"
+            own = 50_000_000 + kill * 1_000
+            for step in range(20):
+                lane.commit(end(a_batch(b"own-%d" % (own + step), first=own + step), own + step, b"own"))
+            predecessor.kill()
+        step = 100
+        while lane.index_some(64):
+            step += 1
+            assert lane.commit(a_batch(b"mine-%d" % (own + step), first=own + step)) == {}
+    kept = [s for (s,) in lane._db.execute("SELECT serial FROM result WHERE serial < 50000000")]
+    assert len(kept) >= 600
+    repeats = a_batch(*(b"old-%d" % serial for serial in kept), first=90_000_000)
+    assert lane.commit(repeats) == {b"old-%d" % serial: serial for serial in kept}
+    lane.close()
 
 
 def test_lanes_are_files_of_their_own(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class FakeLane:
         self.outcomes: queue.SimpleQueue[BaseException | dict[bytes, int]] = queue.SimpleQueue()
         self.upkeep: Callable[[], bool] = lambda: False
         self.closed = 0
+        self.handed_over = False
         self.threads: set[str] = set()
 
     def commit(self, batch: Batch) -> dict[bytes, int]:
@@ -57,8 +58,9 @@ class FakeLane:
     def idle(self) -> bool:
         return self.upkeep()
 
-    def close(self) -> None:
+    def close(self, *, handed_over: bool = False) -> None:
         self.closed += 1
+        self.handed_over = handed_over
 
 
 class Owner:
@@ -348,3 +350,104 @@ def test_close_gives_up_at_its_deadline() -> None:
         await until(lambda: rig.lane.closed)
 
     asyncio.run(test())
+
+
+# ── work between commits ──────────────────────────────────────────────────────────────────
+
+
+def test_work_runs_in_the_savers_thread_between_two_commits() -> None:
+    async def test(rig: Rig) -> None:
+        ran: list[tuple[str, int]] = []
+
+        def work() -> str:
+            ran.append((threading.current_thread().name, len(rig.lane.batches)))
+            return "worked"
+
+        rig.add(b"a")
+        await until(lambda: rig.lane.batches)
+        # The first batch is under way; what gathers now comes after the work.
+        called = rig.saver.call(work)
+        rig.add(b"b")
+        assert not ran
+        assert not called.done()
+        rig.lane.outcomes.put({})
+        assert await called == "worked"
+        assert ran == [("saver-test", 1)]
+        rig.lane.outcomes.put({})
+        await until(lambda: len(rig.owner.saved_) == 2)
+        assert await asyncio.gather(*(rig.saver.call(lambda n=n: n) for n in range(50))) == [*range(50)]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (StoreUnavailable("full"), StoreUnavailable),
+        (KeyError("ours"), KeyError),
+        (StopIteration(3), StoreError),
+        (SystemExit(1), StoreError),
+    ],
+)
+def test_a_fault_in_the_work_is_its_awaiters(fault: BaseException, raised: type[Exception]) -> None:
+    async def test(rig: Rig) -> None:
+        def work() -> None:
+            raise fault
+
+        with pytest.raises(raised):
+            await rig.saver.call(work)
+        # Nobody waits for this one any more.
+        rig.saver.call(work).cancel()
+        rig.add(b"a")
+        rig.lane.outcomes.put({})
+        await until(lambda: rig.owner.saved_)
+        assert not rig.owner.fatal
+
+    run(test)
+
+
+def test_nothing_can_be_called_once_it_is_closed() -> None:
+    async def test() -> None:
+        rig = Rig()
+        before = rig.saver.call(lambda: "in time")
+        assert await rig.saver.close(30, handed_over=True)
+        assert await before == "in time"
+        assert rig.lane.handed_over
+        with pytest.raises(StoreUnavailable, match="closed"):
+            rig.saver.call(lambda: None)
+
+    asyncio.run(test())
+
+
+def test_without_upkeep_no_low_is_written_and_the_lane_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UPKEEP_S", 0.001)
+    turns: list[None] = []
+
+    async def test(rig: Rig) -> None:
+        rig.lane.upkeep = lambda: bool(turns.append(None))
+        await until(lambda: turns)
+        rig.saver.batch.low = 7
+        rig.saver.upkeep = False
+        await rig.saver.call(lambda: None)
+        seen = len(turns)
+        for low in (0, 8):
+            rig.saver.batch.low = low
+            rig.add(b"a%d" % low)
+            rig.lane.outcomes.put({})
+            await until(lambda: not rig.saver.in_flight and not rig.saver.waiting)
+        await asyncio.sleep(0.01)
+        assert len(turns) == seen
+        # What was said before it is on again may be too much: tasks have come since.
+        rig.saver.batch.low = 9
+        rig.saver.upkeep = True
+        rig.add(b"b")
+        rig.lane.outcomes.put({})
+        await until(lambda: len(turns) > seen and len(rig.lane.batches) == 3)
+        assert [batch.low for batch in rig.lane.batches] == [0, 0, 0]
+        rig.saver.batch.low = 10
+        rig.add(b"c")
+        rig.lane.outcomes.put({})
+        await until(lambda: len(rig.lane.batches) == 4)
+        assert rig.lane.batches[-1].low == 10
+
+    run(test)
