@@ -164,6 +164,7 @@ class Sibling(asyncio.Protocol):
         match kind & ~_PLAIN:
             case k if k == REQUEST:
                 context, *lines = payload.split(b"\n")
+                self.mesh.unanswered += 1
                 owner.mesh_request(Turn(self, number), context, lines, bool(kind & _PLAIN), self.slot)
             case k if k == REPLY:
                 self.mesh.replied(self.slot, number, payload)
@@ -183,6 +184,7 @@ class Sibling(asyncio.Protocol):
 
     def turn_done(self, turn: Turn) -> None:
         """See `turns.TurnOwner`: sends the replies back."""
+        self.mesh.unanswered -= 1
         self.send(REPLY, turn.number, b"\0".join(turn.parts))
 
     def send(self, kind: int, number: int, payload: bytes) -> None:
@@ -243,6 +245,8 @@ class Mesh:
         self.others = [other for other in range(workers) if other != slot]
         self.siblings: dict[int, Sibling] = {}
         """The stream on which each is sent what is for it."""
+        self.unanswered = 0
+        """Frames of requests that siblings sent and that are not answered."""
         self._leaving: dict[int, Sibling] = {}
         """Streams to predecessors of siblings, while they live."""
         self._loop = loop
@@ -315,6 +319,11 @@ class Mesh:
                 close = getattr(entry.turn.owner, "abort", None)
                 if close is not None:
                     close()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether siblings have, and have taken, the answers to all that they asked."""
+        return not self.unanswered and not any(s.unsent_bytes for s in self.siblings.values())
 
     # ── requests that wait for shards to be read ──────────────────────────────────────────
 

@@ -112,13 +112,23 @@ def test_at_most_one_chunk_is_held() -> None:
     decompressor.decompress(IDENTIFIER + chunk(0xFE, b"", CHUNK_MAX_BYTES))
     for _ in range(10):
         decompressor.decompress(b"\0" * CHUNK_MAX_BYTES + chunk(0xFE, b"", CHUNK_MAX_BYTES))
-    assert len(decompressor.take_rest()) <= CHUNK_MAX_BYTES + 8
+    assert len(decompressor.rest) <= CHUNK_MAX_BYTES + 8
 
 
-def test_the_rest_is_handed_out_once() -> None:
-    decompressor = Decompressor()
+def test_a_stream_goes_on_in_another_decompressor() -> None:
+    first = Decompressor()
     stream = packed(b"ping\n")
-    decompressor.decompress(stream[:-3])
-    rest = decompressor.take_rest()
-    assert stream.endswith(rest + stream[-3:])
-    assert decompressor.take_rest() == b""
+    assert first.decompress(stream[:-3]) == b""
+    second = Decompressor(first.rest, started=first.started)
+    assert second.decompress(stream[-3:]) == b"ping\n"
+
+
+def test_a_stream_goes_on_in_another_compressor() -> None:
+    first = Compressor()
+    assert not first.started
+    data = first.compress(b"one\n")
+    assert first.started
+    second = Compressor(started=first.started)
+    data += second.compress(b"two\n") + second.compress(b"three\n")
+    assert data.count(IDENTIFIER) == 1
+    assert Decompressor().decompress(data) == b"one\ntwo\nthree\n"

@@ -224,7 +224,7 @@ def test_the_same_bytes_give_the_same_lines(parts: list[bytes], places: list[int
     assert [line for byte in data for line in single.feed(bytes([byte]))] == expected
     assert [line for piece in cut_at(data, places) for line in cut.feed(piece)] == expected
     assert (whole.overflow is None) == (single.overflow is None) == (cut.overflow is None)
-    assert whole.take_rest() == single.take_rest() == cut.take_rest()
+    assert whole.rest == single.rest == cut.rest
 
 
 @given(st.lists(st.sampled_from([b"a b\n", b"\\s\n", b"\r\n", b"x", b"\xff\n"]), max_size=8), st.data())
@@ -252,7 +252,7 @@ def test_a_line_too_long_ends_the_stream_behind_the_lines_before_it() -> None:
     assert reader.overflow is not None
     assert "16 bytes" in str(reader.overflow)
     assert reader.feed(b"five\n") == []
-    assert reader.take_rest() == b""
+    assert reader.rest == b""
 
 
 def test_an_endless_line_is_not_kept() -> None:
@@ -261,11 +261,11 @@ def test_an_endless_line_is_not_kept() -> None:
         assert reader.feed(b"x" * 1000) == []
     assert reader.overflow is not None
     assert "overflow" in repr(reader)
-    assert reader.take_rest() == b""
+    assert reader.rest == b""
 
 
 def test_the_rest_can_be_moved_to_another_reader() -> None:
     first, second = LineReader(), LineReader()
     assert first.feed(b"one\ntw") == [b"one"]
     assert "2 bytes held" in repr(first)
-    assert second.feed(first.take_rest() + b"o\n") == [b"two"]
+    assert second.feed(first.rest + b"o\n") == [b"two"]

@@ -23,7 +23,7 @@ from refreshd import __version__, control
 from refreshd.shard import SUCCESSOR
 from refreshd.task import State, Task
 from refreshd.worker.handover import frames
-from refreshd.worker.handover.connections import Leaver
+from refreshd.worker.handover.connections import QUIET_S, Leaver
 from refreshd.worker.handover.shards import Copier, pack
 from refreshd.worker.handover.steps import reached
 from refreshd.worker.links import Link
@@ -270,6 +270,13 @@ class Giver:
         hub.handing.stop_listening()
         reached("moving")
         await self._leaver.move_all()
+        await self._answered_siblings()
+
+    async def _answered_siblings(self) -> None:
+        """What they asked before they switched is answered here; the rest they would ask again."""
+        end = self.hub.loop.time() + QUIET_S
+        while not self.hub.mesh.is_quiet and self.hub.loop.time() < end:
+            await asyncio.sleep(_POLL_S)
 
     def _state(self) -> frames.State:
         hub = self.hub

@@ -124,8 +124,8 @@ class Taker:
 
     def _own(self, frame: frames.Owned) -> None:
         hub = self.hub
-        for entry in frame.ids:
-            hub.engine.savers[hub.shards.lane(entry[1])].lane.give_ids([entry])
+        for lane, saver in hub.engine.savers.items():
+            saver.lane.give_ids([entry for entry in frame.ids if hub.shards.lane(entry[1]) == lane])
         for task_id, watchers in frame.watches:
             hub.watches.put(task_id, watchers)
         hub.shards.give(frame.shards, hub.shards.slot)

@@ -84,9 +84,7 @@ class Workers:
         self.heard[child.pid] = []
         plain = config.to_plain(self.config)
         child.send(
-            control.Start(
-                slot, self.slots, self._generation, self._lanes, plain, side=side, standby=standby
-            )
+            control.Start(slot, self.slots, self._generation, self._lanes, plain, side=side, standby=standby)
         )
         if not standby:
             for other in self.serving.values():
@@ -102,7 +100,9 @@ class Workers:
         )
 
     def _join(self, *ends: tuple[Child, control.Message]) -> None:
-        pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)]
+        pairs = [
+            socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+        ]
         for (child, message), *socks in zip(ends, *pairs, strict=True):
             child.send(message, tuple(sock.fileno() for sock in socks))
         for pair in pairs:
