@@ -249,13 +249,13 @@ class Giver:
     def sibling_left(self, slot: int) -> None:
         """A sibling has died."""
         self._switched.discard(slot)
-        self._send(frames.SiblingGone(slot))
+        self._tell(frames.SiblingGone(slot))
         self._wakened.set()
 
     def _link_changed(self, link: Link, up: bool) -> None:
         """The successor keeps a link in place of each that this worker has."""
         if not link.held:
-            self._send(frames.Link(link.name, link.via, up))
+            self._tell(frames.Link(link.name, link.via, up))
 
     # ── connections ───────────────────────────────────────────────────────────────────────
 
@@ -308,6 +308,11 @@ class Giver:
         """The successor answers."""
         self._answers.add(type(frames.decode(payload)))
         self._wakened.set()
+
+    def _tell(self, frame: frames.Frame) -> None:
+        """As `_send`, where a successor that is gone need not know."""
+        if self._successor is not None:
+            self._successor.write(_frame(frame))
 
     def _send(self, frame: frames.Frame) -> None:
         self._stream().write(_frame(frame))

@@ -155,7 +155,9 @@ class Workers:
                 if isinstance(message, kind):
                     self.heard[child.pid].remove(message)
                     return message
-                assert not isinstance(message, control.Failed | control.Declined), message
+                declined = isinstance(message, control.Declined) and kind is not control.Resumed
+                assert not isinstance(message, control.Failed), message
+                assert not declined, message
             assert child.poll() is None, f"it ended; it had said {self.heard[child.pid]}"
             return None
 
@@ -171,3 +173,33 @@ class Workers:
                 child.close_control()
                 return
             self.heard[child.pid].append(received[0])
+
+    # ── faults ────────────────────────────────────────────────────────────────────────────
+
+    def kill(self, child: Child) -> None:
+        """kill -9, and the end of it."""
+        child.kill()
+        child.wait()
+        child.close_control()
+
+    def resume(self, old: Child, *, switched: bool) -> None:
+        """The successor is dead: the old worker takes everything back."""
+        old.send(control.Resume())
+        if switched:
+            self.serving[old.slot] = old
+        self._introduce_anew(old)
+        self.wait_for(old, control.Resumed)
+        # Who has lost its successor may say so.
+        self.heard[old.pid] = [m for m in self.heard[old.pid] if not isinstance(m, control.Declined)]
+
+    def inherit(self, new: Child) -> None:
+        """The predecessor is dead: the new worker takes the rest."""
+        new.send(control.Inherit())
+        self.serving[new.slot] = new
+        self._introduce_anew(new)
+        self.wait_for(new, control.Resumed)
+
+    def _introduce_anew(self, child: Child) -> None:
+        for other in self.serving.values():
+            if other.slot != child.slot:
+                self.introduce(child, other)
