@@ -23,8 +23,11 @@ SUCCESSOR = -1
 """The process that this one hands over to, in the same slot."""
 PREDECESSOR = -2
 """The process that this one takes over from, in the same slot."""
-HELD = -3
+FROZEN = -3
+"""This process, which is just sending it to another: what comes for it follows."""
+HELD = -4
 """Nobody just now: requests wait until the shard was read from the store."""
+GIVEN = (SUCCESSOR, FROZEN)
 
 
 class ShardMap:

@@ -37,7 +37,7 @@ from typing import Protocol, cast
 
 import structlog
 
-from refreshd.shard import HELD, SUCCESSOR
+from refreshd.shard import FROZEN, HELD, SUCCESSOR
 from refreshd.worker.turns import Turn
 from wire.errors import Refused
 
@@ -108,7 +108,6 @@ class Sibling(asyncio.Protocol):
         self._silent = silent
         """Whether it is not to be read yet, see `listen`."""
         self._buffer = bytearray()
-        self._corked: list[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop has transports of its own, with the same methods.
@@ -193,21 +192,8 @@ class Sibling(asyncio.Protocol):
 
     def write(self, frame: bytes) -> None:
         """As `send`, for a frame that is made already."""
-        if self._corked is not None:
-            self._corked.append(frame)
-        elif self.transport is not None and not self.transport.is_closing():
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.write(frame)
-
-    def cork(self) -> None:
-        """Keeps what is sent from now on, in order, until `uncork`."""
-        if self._corked is None:
-            self._corked = []
-
-    def uncork(self, *first: bytes) -> None:
-        """Sends the frames `first`, then all that was kept."""
-        kept, self._corked = self._corked or [], None
-        for frame in (*first, *kept):
-            self.write(frame)
 
     @property
     def unsent_bytes(self) -> int:
@@ -230,6 +216,17 @@ class _Here(Sibling):
     def send(self, kind: int, number: int, payload: bytes) -> None:
         if kind == REPLY:
             self.mesh.replied(HELD, number, payload)
+
+
+class _Kept(Sibling):
+    """What is sent to the owner of shards that are FROZEN, in order, until it is known who that is."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        super().__init__(mesh, FROZEN)
+        self.frames: list[bytes] = []
+
+    def write(self, frame: bytes) -> None:
+        self.frames.append(frame)
 
 
 def make_frame(kind: int, number: int, payload: bytes) -> bytes:
@@ -325,10 +322,27 @@ class Mesh:
         """Whether siblings have, and have taken, the answers to all that they asked."""
         return not self.unanswered and not any(s.unsent_bytes for s in self.siblings.values())
 
-    # ── requests that wait for shards to be read ──────────────────────────────────────────
+    # ── requests that wait for shards to be sent, or to be read ───────────────────────────
+
+    def freeze(self) -> None:
+        """What is sent to FROZEN is kept from now on, until `thaw` or `hold`."""
+        self.siblings[FROZEN] = _Kept(self)
+
+    def thaw(self, slot: int) -> None:
+        """What was FROZEN is this sibling's by now: it is sent what was kept."""
+        kept, to = self.siblings.pop(FROZEN), self.siblings[slot]
+        for number, entry in self._pending.pop(FROZEN, {}).items():
+            entry.stream = to
+            self._pending[slot][number] = entry
+        self._waiting[slot] += self._waiting.pop(FROZEN, 0)
+        if isinstance(kept, _Kept):
+            for frame in kept.frames:
+                to.write(frame)
 
     def hold(self, slot: int) -> None:
-        """What a sibling that is gone for good has not answered waits for `ask_held`."""
+        """What is gone for good (or FROZEN) has not answered waits for `ask_held`."""
+        if slot == FROZEN:
+            self.siblings.pop(FROZEN, None)
         for number, entry in self._pending.pop(slot, {}).items():
             self._pending[HELD][number] = entry
         self._waiting[HELD] += self._waiting.pop(slot, 0)

@@ -13,7 +13,7 @@ import structlog
 
 from refreshd.fanout import Segment
 from refreshd.fleet import Proxy
-from refreshd.shard import SUCCESSOR
+from refreshd.shard import GIVEN
 from refreshd.store.base import ProxyRow
 from refreshd.task import Failure, Task, failure_mark, mark
 from refreshd.worker.handover.connections import MovedProxy
@@ -381,11 +381,14 @@ class Proxies:
     def _leave_to_successor(self, name: str, ids: list[bytes], ms: int | None) -> list[bytes]:
         """Reports for tasks that went to the successor go there, too. Returns the other ids."""
         owner = self.hub.shards.owner
-        gone = [task_id for task_id in ids if owner(task_id) == SUCCESSOR]
-        if not gone:
+        kept = [task_id for task_id in ids if owner(task_id) not in GIVEN]
+        if len(kept) == len(ids):
             return ids
-        self.hub.mesh.tell(_done_line(name, gone, ms), SUCCESSOR)
-        return [task_id for task_id in ids if owner(task_id) != SUCCESSOR]
+        for to in GIVEN:
+            gone = [task_id for task_id in ids if owner(task_id) == to]
+            if gone:
+                self.hub.mesh.tell(_done_line(name, gone, ms), to)
+        return kept
 
     def one(self, name: str, task: Task, values: dict[str, Any]) -> None:
         """A single task failed, or is part-way, at the proxy. Raises: Refused."""
@@ -458,8 +461,9 @@ class Proxies:
             self.done(name, [item.encode() for item in line.items or ()], int(ms) if ms else None)
             return
         task_id = line.fields["task_id"].encode()
-        if self.hub.shards.owner(task_id) == SUCCESSOR:
-            self.hub.mesh.tell(raw, SUCCESSOR)
+        owner = self.hub.shards.owner(task_id)
+        if owner in GIVEN:
+            self.hub.mesh.tell(raw, owner)
             return
         task = self.hub.engine.tasks.get(task_id)
         if task is not None:

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from refreshd.fleet import Proxy
-from refreshd.shard import PREDECESSOR, SUCCESSOR
+from refreshd.shard import GIVEN, PREDECESSOR, SUCCESSOR
 from refreshd.worker import figures
 from refreshd.worker.figures import Figures
 from refreshd.worker.turns import Turn
@@ -115,7 +115,7 @@ class Siblings:
         if giver is None:
             return await own(line)
         if line.verb == "mesh_serial":
-            to_ask = self.hub.shards.owner(line.fields["task_id"].encode()) == SUCCESSOR
+            to_ask = self.hub.shards.owner(line.fields["task_id"].encode()) in GIVEN
         else:
             to_ask = line.verb != "mesh_nonce" or giver.nonces_gone
         if not to_ask:

@@ -5,7 +5,9 @@ order in which they come:
 
     Begin                      O → N
     Copy, Copy, …              tasks; they are O's still
-    Copy, Shards, Owned, …     a step: the state of its tasks, then N owns the shards
+    Copy, Sync;  Synced        O → N; N → O: N has worked off what came before
+    Copy, Shards, Owned        a step: the state of its tasks, then N owns the shards
+    …                          step by step, a Sync before each
     State                      no sibling sends to O any more
     Moving;  Go                O → N; N → O
     End;  Ended                O → N; N → O
@@ -83,6 +85,14 @@ class Owned(msgspec.Struct, frozen=True, array_like=True, tag="owned"):
     watches: list[tuple[bytes, list[tuple[int, int]]]]
 
 
+class Sync(msgspec.Struct, frozen=True, array_like=True, tag="sync"):
+    """Is answered with Synced once all that came before it is done."""
+
+
+class Synced(msgspec.Struct, frozen=True, array_like=True, tag="synced"):
+    """The answer to Sync."""
+
+
 class SiblingGone(msgspec.Struct, frozen=True, array_like=True, tag="sibling_gone"):
     """A sibling has died: nobody is at its connections any more."""
 
@@ -127,7 +137,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
     """N has everything; O may end."""
 
 
-Frame = Begin | Link | Copy | Shards | Owned | SiblingGone | State | Moving | Go | End | Ended
+Frame = Begin | Link | Copy | Shards | Owned | Sync | Synced | SiblingGone | State | Moving | Go | End | Ended
 
 _decoder = msgspec.msgpack.Decoder(Frame)
 _encoder = msgspec.msgpack.Encoder()

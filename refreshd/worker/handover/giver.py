@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from refreshd import __version__, control
-from refreshd.shard import SUCCESSOR
+from refreshd.shard import FROZEN, SUCCESSOR
 from refreshd.task import State, Task
 from refreshd.worker.handover import frames
 from refreshd.worker.handover.connections import QUIET_S, Leaver
@@ -42,6 +42,8 @@ COPY_TASKS = 512
 COPY_AHEAD_BYTES = 2 << 20
 # As many shards are frozen at a time as hold about this many tasks: some 10 ms here and as much there.
 STEP_TASKS = 4_096
+# Tasks whose state is sent by one turn of the loop: 2 ms here, and 3 ms there.
+SEND_TASKS = 1_000
 # A freeze waits for a commit. One that takes longer means that the store does not write.
 FREEZE_S = 3.0
 GO_S = 10.0
@@ -76,11 +78,11 @@ class Giver:
         self._leaver = Leaver(hub)
         self._switched: set[int] = set()
         self._wakened = asyncio.Event()
-        self._answers: set[type[frames.Frame]] = set()
+        self._answers: list[type[frames.Frame]] = []
         self._started_at = time.monotonic()
         self._task: asyncio.Task[None] | None = None
-        self._frozen: list[int] = []
-        """Shards that are frozen, and whose tasks are still here."""
+        self._is_partly_sent = False
+        """Whether some tasks of the frozen shards are here, and some no longer."""
         self._longest_freeze_s = 0.0
         self._given = 0
 
@@ -175,11 +177,12 @@ class Giver:
         """Freezes some shards, sends their tasks' state, and passes on what comes for them from then on."""
         # What was accepted since the copying is copied while it is served, so that the freeze is short.
         await self._copy(self._copier.take_new(step))
-        stream = self._stream()
+        # What comes for the step's shards waits until the successor has read the step: it must not be behind.
+        await self._synced()
+        hub = self.hub
         frozen_at = time.monotonic()
-        stream.cork()
-        self._frozen = step
-        self.hub.shards.give(step, SUCCESSOR)
+        hub.mesh.freeze()
+        hub.shards.give(step, FROZEN)
         reached("frozen")
         try:
             async with asyncio.timeout(FREEZE_S):
@@ -187,12 +190,13 @@ class Giver:
                 ids = await self._take_ids(step)
         except TimeoutError:
             raise CannotGive(f"the store did not commit within {FREEZE_S:g} s") from None
-        sent = self._pack(step, ids)
-        self._frozen = []
+        watches = await self._send_state(step)
+        self._send(frames.Owned(step, ids, watches))
+        hub.shards.give(step, SUCCESSOR)
+        hub.mesh.thaw(SUCCESSOR)
         reached("owned")
-        stream.uncork(*sent)
+        await self._synced()
         self._longest_freeze_s = max(self._longest_freeze_s, time.monotonic() - frozen_at)
-        await self._room()
 
     async def _settled(self, step: list[int]) -> None:
         """Waits until no task of these shards is on its way into the store, or out of it."""
@@ -210,20 +214,29 @@ class Giver:
             ids += await saver.call(partial(saver.lane.take_ids, frozenset(step)))
         return ids
 
-    def _pack(self, step: list[int], ids: list[IdEntry]) -> list[bytes]:
-        """The frames that make the successor own the shards; nothing of them is left here."""
+    async def _send_state(self, step: list[int]) -> list[tuple[bytes, list[tuple[int, int]]]]:
+        """Sends the tasks of frozen shards, a few a turn of the loop; they are no longer here then.
+
+        Returns their watchers.
+        """
         hub = self.hub
         copier = self._copier
-        late = copier.copy(copier.take_new(step))
+        self._send(copier.copy(copier.take_new(step)))
         tasks = copier.tasks(step)
-        state = pack(tasks, hub.pusher.links.values())
-        watches = [(task.id, hub.watches.take(task.id)) for task in tasks if task.id in hub.watches]
-        for task in tasks:
-            hub.engine.release(task)
+        watches: list[tuple[bytes, list[tuple[int, int]]]] = []
+        self._is_partly_sent = True
+        for at in range(0, len(tasks), SEND_TASKS):
+            some = tasks[at : at + SEND_TASKS]
+            # Packed and released in one go: what is here can still be pushed, what was sent cannot.
+            self._send(pack(some, hub.pusher.links.values()))
+            watches += [(task.id, hub.watches.take(task.id)) for task in some if task.id in hub.watches]
+            for task in some:
+                hub.engine.release(task)
+            await asyncio.sleep(0)
+        self._is_partly_sent = False
         copier.forget(step)
         self._given += len(tasks)
-        owned = frames.Owned(step, ids, watches)
-        return [_frame(frame) for frame in (late, state, owned)]
+        return watches
 
     def _tell_given(self) -> None:
         ms = round((time.monotonic() - self._started_at) * 1000)
@@ -275,7 +288,9 @@ class Giver:
     async def _answered_siblings(self) -> None:
         """What they asked before they switched is answered here; the rest they would ask again."""
         end = self.hub.loop.time() + QUIET_S
-        while not self.hub.mesh.is_quiet and self.hub.loop.time() < end:
+        while self.hub.loop.time() < end:
+            if self.hub.mesh.is_quiet:
+                return
             await asyncio.sleep(_POLL_S)
 
     def _state(self) -> frames.State:
@@ -306,7 +321,7 @@ class Giver:
 
     def heard(self, payload: bytes) -> None:
         """The successor answers."""
-        self._answers.add(type(frames.decode(payload)))
+        self._answers.append(type(frames.decode(payload)))
         self._wakened.set()
 
     def _tell(self, frame: frames.Frame) -> None:
@@ -323,11 +338,17 @@ class Giver:
             raise CannotGive("the successor is gone")
         return self._successor
 
+    async def _synced(self) -> None:
+        """Waits until the successor has worked off all that it was sent."""
+        self._send(frames.Sync())
+        await self._answered(frames.Synced)
+
     async def _answered(self, answer: type[frames.Frame]) -> None:
         try:
             async with asyncio.timeout(GO_S):
                 while answer not in self._answers:
                     await self._wait()
+                self._answers.remove(answer)
         except TimeoutError:
             raise CannotGive(f"the successor did not answer within {GO_S:g} s") from None
 
@@ -345,12 +366,24 @@ class Giver:
         hub = self.hub
         hub.engine.on_saved = None
         hub.pusher.on_link = None
-        hub.shards.give(self._frozen, hub.shards.slot)
         self.nonces_gone = False
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        self._thaw_here()
         self._leaver.stay()
+
+    def _thaw_here(self) -> None:
+        """What was frozen is this worker's again; what was sent in part is to be read anew."""
+        hub = self.hub
+        step = hub.shards.with_owner(FROZEN)
+        hub.mesh.hold(FROZEN)
+        if not self._is_partly_sent:
+            hub.shards.give(step, hub.shards.slot)
+            return
+        for task in self._copier.tasks(step):
+            hub.engine.release(task)
+        hub.shards.give(step, SUCCESSOR)
 
 
 def _nothing() -> None:

@@ -94,6 +94,8 @@ class Taker:
                 self._receiver.adopt(frame)
             case frames.Owned():
                 self._own(frame)
+            case frames.Sync():
+                self._answer(frames.Synced())
             case frames.SiblingGone(slot):
                 self.hub.watches.forget_worker(slot)
             case frames.State():
