@@ -82,6 +82,8 @@ class Connection(asyncio.Protocol):
         """It ends once all replies are out; what still comes is not looked at."""
         self._cut_off = False
         """It ends because of what the peer sent, and the peer may be sending still."""
+        self._said_all = False
+        """Its stream has ended: a push must not be written any more."""
         self._at_end = False
         """The peer has ended its side."""
         self._watch_turns = 0
@@ -243,7 +245,7 @@ class Connection(asyncio.Protocol):
             transport.close()
         elif not transport.is_closing():
             transport.write_eof()
-            self._cut_off = False
+            self._cut_off, self._said_all = False, True
             self.hub.loop.call_later(LINGER_S, transport.abort)
 
     def _forget_ended(self, turn: Turn) -> None:
@@ -256,7 +258,7 @@ class Connection(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """Writes whole lines, compressed if that was agreed."""
         transport = self.transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._said_all:
             return
         if self._zip is not None:
             data = self._zip.compress(data)
