@@ -8,7 +8,6 @@ sibling with a mesh stream and a hand-over socket (control.py has the messages).
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import time
@@ -18,7 +17,7 @@ from contextlib import ExitStack
 import msgspec
 from setproctitle import setproctitle
 
-from refreshd import control, logs
+from refreshd import control, descriptors, logs
 from refreshd.config import Config, to_plain
 from refreshd.errors import BootError, StoreError
 from refreshd.master.admin import AdminServer
@@ -46,8 +45,6 @@ from wire.errors import Refused
 # What a worker says is a few messages in its life; one that floods must not keep the loop.
 _MESSAGES_A_TURN = 64
 _MEASURE_EVERY_S = 1.0
-# What a worker opens beside its connections: store, mesh, hand-over, links to proxies.
-_SPARE_FDS = 1024
 
 log = logs.get()
 
@@ -162,16 +159,10 @@ class Master:
             raise BootError(f"cannot use the data folder {folder.path}: {error.strerror}") from None
 
     def _raise_fd_limit(self) -> None:
-        """Workers inherit the limit. Shells and systemd give 1,024 and let the process take more."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self._config.engine.connections_max + _SPARE_FDS
-        infinite = resource.RLIM_INFINITY
-        if soft == infinite or soft >= wanted:
-            return
-        allowed = wanted if hard == infinite else min(hard, wanted)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < wanted:
-            log.warning("few file descriptors", limit=allowed, wanted=wanted)
+        """Workers inherit the limit."""
+        limit, wanted = descriptors.make_room(self._config.engine.connections_max)
+        if limit < wanted:
+            log.warning("few file descriptors", limit=limit, wanted=wanted)
 
     # Doing what was decided
 
