@@ -323,6 +323,22 @@ class Connection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
+    @property
+    def may_greet(self) -> bool:
+        """Whether its peer has not asked for anything yet, or is being greeted."""
+        return self._fresh or self._held is not None
+
+    def dismiss(self) -> None:
+        """Ends it, as its peer may not stay: what it asked is answered, what still comes is not looked at."""
+        if self._closing or self.transport is None:
+            return
+        self.push(b"!drain\n")
+        self._closing = self._cut_off = True
+        if self.session is not None:
+            self.hub.proxies.disconnected(self.session)
+        if self._is_over():
+            self._end(self.transport)
+
     def sweep(self, now_s: float) -> None:
         """Closes a connection that is stuck. To be called every few seconds."""
         if self._line_since and now_s - self._line_since > LINE_PATIENCE_S:
@@ -437,9 +453,7 @@ class Connection(asyncio.Protocol):
 
     async def _finish_greeting(self, hello: Hello) -> None:
         try:
-            await self.hub.greeter.check(hello)
-            if hello.role == "proxy":
-                await self.hub.proxies.register(hello)
+            await self._check_hello(hello)
         except Refused as refused:
             self._go_on(format_refused(refused), fresh=True)
             return
@@ -452,6 +466,17 @@ class Connection(asyncio.Protocol):
         self._greeting.accept()
         self.caller.greeted(hello.role, hello.key)
         self._go_on(self._welcome(), hello=hello)
+
+    async def _check_hello(self, hello: Hello) -> None:
+        """Raises: Refused; TimeoutError."""
+        await self.hub.greeter.check(hello)
+        config = None
+        # What has been checked may not hold any more if the configuration changed meanwhile.
+        while config is not self.hub.config:
+            config = self.hub.config
+            self.hub.greeter.check_signature(hello)
+            if hello.role == "proxy":
+                await self.hub.proxies.register(hello)
 
     def _welcome(self) -> bytes:
         engine = self.hub.config.engine

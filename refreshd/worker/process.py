@@ -115,7 +115,7 @@ class Process:
         loop.add_reader(self._master.fileno(), self._on_message)
         if not start.standby:
             hub.handing.listen(self._listener)
-        loop.add_signal_handler(signal.SIGTERM, self._stop_soon, config.engine.stop_deadline_s)
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._stop_soon(hub.config.engine.stop_deadline_s))
         load_ms = int((time.monotonic() - began) * 1000)
         self._tidy()
         self._say(control.Ready(len(hub.engine.tasks), load_ms, control.VERSION, __version__))
