@@ -30,6 +30,7 @@ from refreshd import config as configuration
 from refreshd.errors import RefreshdError
 from refreshd.scoreboard import Scoreboard
 from refreshd.shard import ShardMap
+from refreshd.worker.configuring import configure
 from refreshd.worker.handover.taker import Taker
 from refreshd.worker.hub import Hub
 
@@ -169,6 +170,8 @@ class Process:
                 self._read_store(hub.resume())
             case control.Inherit(), []:
                 self._read_store(hub.inherit())
+            case control.Configure(number, plain), []:
+                self._configure(hub, number, plain)
             case control.Drain(on), []:
                 hub.engine.draining = on or hub.stopping
             case control.Stop(deadline_s), []:
@@ -177,6 +180,16 @@ class Process:
                 log.error("the master says something strange", message=repr(message), fds=len(fds))
                 for fd in fds:
                     os.close(fd)
+
+    def _configure(self, hub: Hub, number: int, plain: dict[str, Any]) -> None:
+        """Settings take effect in place; the master is told that, or why not."""
+        try:
+            configure(hub, configuration.from_plain(plain))
+        except (RefreshdError, msgspec.ValidationError) as error:
+            log.error("not configured", why=str(error))
+            self._say(control.Configured(number, str(error)))
+        else:
+            self._say(control.Configured(number))
 
     def _read_store(self, work: Coroutine[Any, Any, None]) -> None:
         """Shards are read from the store; without them this process is of no use."""
