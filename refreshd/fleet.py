@@ -105,8 +105,10 @@ def plan_size(text: str) -> int:
 class Fleet:
     """Who is in the fleet, and what a scope means just now."""
 
-    def __init__(self, listed: Iterable[Proxy]) -> None:
-        self._proxies = {proxy.name: proxy for proxy in listed}
+    def __init__(self, proxies: Iterable[Proxy]) -> None:
+        self._proxies = {proxy.name: proxy for proxy in proxies}
+        self._registered = {name: proxy for name, proxy in self._proxies.items() if not proxy.listed}
+        """What proxies said of themselves; of those that are listed, the configuration's word counts."""
         self._plans: dict[tuple[str, ...] | None, Plan] = {}
 
     def __len__(self) -> int:
@@ -120,8 +122,16 @@ class Fleet:
         return self._proxies.get(name)
 
     def add(self, proxy: Proxy) -> bool:
-        """Takes a proxy in, or changes its group or layer. Returns whether anything changed."""
-        if self._proxies.get(proxy.name) == proxy:
+        """Takes a proxy in, or changes its group or layer. Returns whether anything changed.
+
+        One that is listed stays as it is listed, for as long as it is.
+        """
+        known = self._proxies.get(proxy.name)
+        if not proxy.listed:
+            self._registered[proxy.name] = proxy
+            if known is not None and known.listed:
+                return False
+        if known == proxy:
             return False
         self._proxies[proxy.name] = proxy
         self._plans.clear()
@@ -129,8 +139,21 @@ class Fleet:
 
     def remove(self, name: str) -> bool:
         """Takes a proxy out; plans that were made keep it. Returns whether it was there."""
+        self._registered.pop(name, None)
         if self._proxies.pop(name, None) is None:
             return False
+        self._plans.clear()
+        return True
+
+    def expect(self, listed: Iterable[Proxy]) -> bool:
+        """The configuration lists these now. Returns whether anything changed.
+
+        One that is listed no more is what it registered as, or is gone; plans that were made keep it.
+        """
+        proxies = self._registered | {proxy.name: proxy for proxy in listed}
+        if proxies == self._proxies:
+            return False
+        self._proxies = proxies
         self._plans.clear()
         return True
 

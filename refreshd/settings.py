@@ -265,7 +265,17 @@ Paths are relative to the folder the engine is started in. In paths and URLs, `$
 environment variable NAME, so `secret_file = "${CREDENTIALS_DIRECTORY}/acme"` reads a credential that systemd
 hands over.
 
-"Takes effect" says what a changed value needs. This version has no reload yet: every change needs a restart.
+"Takes effect" says what a changed value needs. `refreshctl reload`, or HUP to the master, checks the whole
+file first: if anything in it is wrong, or has changed and needs a restart, nothing is changed, and each
+fault is told with its line. What takes effect "at a reload" does so in the workers that run; "with new
+workers" means that these are replaced one at a time by successors that take over every task and connection.
+Clients and proxies notice neither.
+
+But for those who could not come in any more as they did: they are told `!drain`, get the answers to what
+they have asked, and are disconnected. That is whoever has no signature where `auth` wants one by now, or a
+key that is gone or has another secret, and a proxy that may not register any more, or that is listed with
+another group or layer and must greet anew. A task knows its proxies from when it was accepted: of a proxy
+that is taken out, older tasks still wait for a report until their `ttl` ends.
 """
 
 

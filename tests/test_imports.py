@@ -28,6 +28,7 @@ PURE = tuple(
         "limits",
         "fanout",
         "rates",
+        "changes",
     )
 )
 

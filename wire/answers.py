@@ -78,6 +78,22 @@ class ProxyStatus(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class OperationStatus(msgspec.Struct, frozen=True):
+    """A reload or upgrade; `ms` is how long it ran, `step` and `why` are text for people."""
+
+    operation: int
+    kind: str
+    state: str
+    step: str
+    why: str
+    ms: int
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it will change any more."""
+        return self.state in ("done", "failed")
+
+
 def read_accepted(fields: Fields) -> Accepted:
     """The reply to `post_task`. Raises: PeerMisbehaved."""
     return Accepted(
@@ -121,6 +137,23 @@ def read_proxy_status(fields: Fields) -> ProxyStatus:
         _count(fields, "ms"),
         fields.get("error"),
     )
+
+
+def read_operation(fields: Fields) -> OperationStatus:
+    """The reply to `operation`. Raises: PeerMisbehaved."""
+    return OperationStatus(
+        _count(fields, "operation"),
+        _text(fields, "kind"),
+        _text(fields, "state"),
+        fields.get("step", ""),
+        fields.get("why", ""),
+        _count(fields, "ms"),
+    )
+
+
+def read_operation_number(fields: Fields) -> int:
+    """The reply to `reload` and `upgrade`. Raises: PeerMisbehaved."""
+    return _count(fields, "operation")
 
 
 def read_now(fields: Fields) -> int:

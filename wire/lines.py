@@ -25,6 +25,7 @@ _VERB = re.compile(r"[!+]?[a-z][a-z0-9_]*|\+").fullmatch
 _KEY = re.compile(r"[a-z][a-z0-9_]*").fullmatch
 _COUNT = re.compile(r"[0-9]{1,18}").fullmatch
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNCARRIED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _UNESCAPED = re.compile(r"[ \t\n\r\\]")
 _BAD_ESCAPE = re.compile(r"\\(?:[^stnr\\]|\Z)")
 _ESCAPE = re.compile(r"\\(.)")
@@ -118,6 +119,11 @@ def escape(text: str) -> str:
     return text
 
 
+def carriable(text: str) -> str:
+    """`text` with `?` for each character that no line can carry (see `escape`)."""
+    return _UNCARRIED.sub("?", text)
+
+
 def format_line(
     verb: str, fields: Mapping[str, Value] | None = None, items: Iterable[str] | None = None
 ) -> bytes:
@@ -161,7 +167,7 @@ def format_refused(refused: Refused) -> bytes:
             "field": refused.field,
             "retry_ms": refused.retry_ms,
             "ref": refused.ref,
-            "msg": _CONTROL.sub("?", refused.msg),
+            "msg": carriable(refused.msg),
         },
     )
 

@@ -35,6 +35,8 @@ class Verb(NamedTuple):
     items_required: bool = False
     listing: bool = False
     """The reply `ok n=N` is followed by N lines that begin with `+ `."""
+    masters: bool = False
+    """Answered by the engine's master, on a connection of its own; a worker refuses it."""
 
 
 _TASK_ID = Field("task_id", f.read_id, "1 to 64 of A-Za-z0-9._:-", required=True)
@@ -160,10 +162,54 @@ _TABLE = (
         "list_workers",
         _ADMINS,
         (),
-        "lists the worker processes; answered by the master, so it works when no worker does",
-        "+ worker=I pid=P state=S cpu_pct=F mem=BYTES up_s=N connections=N tasks=N restarts=N heartbeat_ms=N",
+        "lists the worker processes; it works when no worker does",
+        "+ worker=I pid=P state=S role=R generation=G release=V cpu_pct=F mem=BYTES up_s=N connections=N "
+        "tasks=N restarts=N heartbeat_ms=N",
         listing=True,
+        masters=True,
     ),
+    Verb(
+        "engine_status",
+        _ADMINS,
+        (),
+        "asks how the engine is as a whole",
+        "ok phase=P pid=P generation=G release=V workers=N ready=N "
+        "[operation=N kind=K state=S step=TEXT why=TEXT ms=N]",
+        masters=True,
+    ),
+    Verb(
+        "reload",
+        _ADMINS,
+        (),
+        "checks the configuration file and, if all of it is right, starts to bring it into effect",
+        "ok operation=N",
+        masters=True,
+    ),
+    Verb(
+        "upgrade",
+        _ADMINS,
+        (),
+        "as reload, and runs the code that is on disk from then on",
+        "ok operation=N",
+        masters=True,
+    ),
+    Verb(
+        "operation",
+        _ADMINS,
+        (Field("operation", f.integer(1, f.COUNT_MAX), "the number of a reload or upgrade"),),
+        "asks what became of a reload or upgrade; without a number, of the one that was asked for last",
+        "ok operation=N kind=K state=S step=TEXT why=TEXT ms=N",
+        masters=True,
+    ),
+    Verb(
+        "drain",
+        _ADMINS,
+        (),
+        "takes this engine out of service: new tasks get `draining`, all else goes on",
+        "ok",
+        masters=True,
+    ),
+    Verb("undrain", _ADMINS, (), "takes it back into service", "ok", masters=True),
     Verb(
         "list_proxies",
         _ADMINS,
@@ -182,6 +228,8 @@ _TABLE = (
 )
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _TABLE}
+# What the master answers on the admin socket; `ping` is answered by whoever is asked.
+MASTER_VERBS = frozenset({"ping"} | {verb.name for verb in _TABLE if verb.masters})
 
 
 def read_fields(verb: Verb, line: Line) -> dict[str, Any]:

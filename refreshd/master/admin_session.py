@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from wire.errors import BadLine, Refused
 from wire.lines import Line, parse
+from wire.verbs import MASTER_VERBS
 
-MASTER_VERBS = frozenset({"list_workers", "ping"})
 # A line with one of our verbs has hardly any fields.
 LINE_MAX_BYTES = 4096
 # The start of a line that has to be refused because no worker can take it.

@@ -40,6 +40,8 @@ class Child:
         self.control: socket.socket | None = sock
         self.cpu_pct = 0.0
         self.mem_bytes = 0
+        self.release = ""
+        """The version of the code that it runs, once it has said so."""
         self._process = process
         self._usage: psutil.Process | None = None
         self.measure()

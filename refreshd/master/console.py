@@ -2,45 +2,129 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from refreshd import control
+from refreshd import __version__, control
 from refreshd.master.children import Child
+from refreshd.master.operations import REMEMBERED_MAX, Operation, Operator
 from refreshd.master.slots import Phase, Slot, State, Supervisor
 from refreshd.scoreboard import Scoreboard
 from wire.errors import Refused
-from wire.lines import Line, Value, format_line
+from wire.lines import Line, Value, carriable, format_line, format_refused
+from wire.verbs import VERBS, read_fields
 
 _RETRY_MS = 500
+_ROLES = {
+    State.WAITING: "standby",
+    State.STARTING: "standby",
+    State.READY: "serving",
+    State.STOPPING: "leaving",
+    State.KILLED: "leaving",
+}
 
 
 class Console:
-    """The admin socket's backend; it reads the master's state and changes none of it."""
+    """The admin socket's backend; it reads the master's state, and has `operator` change it."""
 
-    def __init__(self, supervisor: Supervisor, children: Mapping[int, Child], scoreboard: Scoreboard) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        children: Mapping[int, Child],
+        scoreboard: Scoreboard,
+        operator: Operator,
+    ) -> None:
         self._supervisor = supervisor
         self._children = children
         self._scoreboard = scoreboard
+        self._operator = operator
         self._turn_of = 0
-        self._answers = {"list_workers": self._list_workers, "ping": self._ping}
+        self._answers: dict[str, Callable[[dict[str, Any]], bytes]] = {
+            "ping": self._ping,
+            "list_workers": self._list_workers,
+            "engine_status": self._engine_status,
+            "reload": self._reload,
+            "upgrade": self._upgrade,
+            "operation": self._operation,
+            "drain": self._drain,
+            "undrain": self._undrain,
+        }
 
     def answer(self, line: Line) -> bytes:
-        """The reply to one of `admin_session.MASTER_VERBS`."""
-        return self._answers[line.verb]()
+        """The reply to one of `wire.verbs.MASTER_VERBS`."""
+        try:
+            return self._answers[line.verb](read_fields(VERBS[line.verb], line))
+        except Refused as refused:
+            return format_refused(refused)
 
-    def _ping(self) -> bytes:
+    def _ping(self, _: dict[str, Any]) -> bytes:
         return format_line("ok", {"now": time.time_ns() // 1_000_000})
 
-    def _list_workers(self) -> bytes:
+    # What an operator has done
+
+    def _reload(self, _: dict[str, Any]) -> bytes:
+        return format_line("ok", {"operation": self._operator.start_reload().number})
+
+    def _upgrade(self, _: dict[str, Any]) -> bytes:
+        return format_line("ok", {"operation": self._operator.start_upgrade().number})
+
+    def _operation(self, values: dict[str, Any]) -> bytes:
+        book = self._operator.operations
+        number = values.get("operation")
+        operation = book.newest() if number is None else book.get(number)
+        if operation is None:
+            what = "nothing was asked for yet" if number is None else f"no operation {number}"
+            raise Refused("not_found", f"{what}; of reloads and upgrades the last {REMEMBERED_MAX} are known")
+        return format_line("ok", _described(operation))
+
+    def _drain(self, _: dict[str, Any]) -> bytes:
+        self._operator.set_draining(True)
+        return b"ok\n"
+
+    def _undrain(self, _: dict[str, Any]) -> bytes:
+        self._operator.set_draining(False)
+        return b"ok\n"
+
+    # How the engine is
+
+    def _engine_status(self, _: dict[str, Any]) -> bytes:
+        book = self._operator.operations
+        operation = book.running or book.newest()
+        slots = self._supervisor.slots
+        status: dict[str, Value] = {
+            "phase": self._phase(),
+            "pid": os.getpid(),
+            "generation": max(slot.generation for slot in slots),
+            "release": __version__,
+            "workers": len(slots),
+            "ready": sum(slot.state is State.READY for slot in slots),
+        }
+        return format_line("ok", status | (_described(operation) if operation else {}))
+
+    def _phase(self) -> str:
+        phase = self._supervisor.phase
+        if phase in (Phase.STOPPING, Phase.ENDED):
+            return Phase.STOPPING.value
+        return "draining" if phase is Phase.UP and self._operator.draining else phase.value
+
+    def _list_workers(self, _: dict[str, Any]) -> bytes:
         now = time.monotonic()
         rows = [format_line("+", self._row(slot, now)) for slot in self._supervisor.slots]
         return format_line("ok", {"n": len(rows)}) + b"".join(rows)
 
     def _row(self, slot: Slot, now: float) -> dict[str, Value]:
-        row: dict[str, Value] = {"worker": slot.number, "pid": slot.pid, "state": slot.state.value}
         child = self._children.get(slot.number)
+        row: dict[str, Value] = {
+            "worker": slot.number,
+            "pid": slot.pid,
+            "state": slot.state.value,
+            "role": _ROLES[slot.state],
+            "generation": slot.generation,
+            "release": carriable(child.release) if child else "",
+        }
         if child is None:
             idle = dict.fromkeys(("cpu_pct", "mem", "up_s", "connections", "tasks"), 0)
             return row | idle | {"restarts": slot.restarts, "heartbeat_ms": 0}
@@ -73,3 +157,14 @@ class Console:
         self._turn_of = (self._turn_of + 1) % len(slots)
         in_turn = slots[self._turn_of :] + slots[: self._turn_of]
         return [self._children[slot.number] for slot in in_turn if slot.state is State.READY]
+
+
+def _described(operation: Operation) -> dict[str, Value]:
+    return {
+        "operation": operation.number,
+        "kind": operation.kind.value,
+        "state": operation.state.value,
+        "step": carriable(operation.step),
+        "why": carriable(operation.why),
+        "ms": operation.took_ms(time.monotonic()),
+    }

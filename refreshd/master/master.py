@@ -8,7 +8,6 @@ sibling with a mesh stream and a hand-over socket (control.py has the messages).
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 import time
@@ -18,7 +17,7 @@ from contextlib import ExitStack
 import msgspec
 from setproctitle import setproctitle
 
-from refreshd import control, logs
+from refreshd import control, descriptors, logs
 from refreshd.config import Config, to_plain
 from refreshd.errors import BootError, StoreError
 from refreshd.master.admin import AdminServer
@@ -27,6 +26,7 @@ from refreshd.master.console import Console
 from refreshd.master.data_folder import DataFolder
 from refreshd.master.listeners import address_of, listen_tcp, listen_unix
 from refreshd.master.loop import READ, Loop, Signals
+from refreshd.master.operations import Operation, Operations
 from refreshd.master.slots import (
     Action,
     IllegalTransition,
@@ -40,12 +40,11 @@ from refreshd.master.slots import (
 )
 from refreshd.scoreboard import Scoreboard
 from refreshd.store import layout
+from wire.errors import Refused
 
 # What a worker says is a few messages in its life; one that floods must not keep the loop.
 _MESSAGES_A_TURN = 64
 _MEASURE_EVERY_S = 1.0
-# What a worker opens beside its connections: store, mesh, hand-over, links to proxies.
-_SPARE_FDS = 1024
 
 log = logs.get()
 
@@ -75,6 +74,8 @@ class Master:
         self._started_at = time.monotonic()
         self._lanes = 0
         self._interrupted = False
+        self.operations = Operations()
+        self.draining = False
         self._on_signal: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGCHLD: self._reap,
             signal.SIGTERM: self._on_term,
@@ -125,7 +126,7 @@ class Master:
         os.set_inheritable(scoreboard_fd, False)
         self._scoreboard = Scoreboard(scoreboard_fd)
         stack.callback(self._scoreboard.close)
-        console = Console(self._supervisor, self._children, self._scoreboard)
+        console = Console(self._supervisor, self._children, self._scoreboard, self)
         self._admin = AdminServer(self._loop, listen_unix(engine.admin), console)
         stack.callback(self._admin.close)
         self._inherited = Inherited(listener.fileno(), scoreboard_fd, folder.lock_fd)
@@ -158,16 +159,10 @@ class Master:
             raise BootError(f"cannot use the data folder {folder.path}: {error.strerror}") from None
 
     def _raise_fd_limit(self) -> None:
-        """Workers inherit the limit. Shells and systemd give 1,024 and let the process take more."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = self._config.engine.connections_max + _SPARE_FDS
-        infinite = resource.RLIM_INFINITY
-        if soft == infinite or soft >= wanted:
-            return
-        allowed = wanted if hard == infinite else min(hard, wanted)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < wanted:
-            log.warning("few file descriptors", limit=allowed, wanted=wanted)
+        """Workers inherit the limit."""
+        limit, wanted = descriptors.make_room(self._config.engine.connections_max)
+        if limit < wanted:
+            log.warning("few file descriptors", limit=limit, wanted=wanted)
 
     # Doing what was decided
 
@@ -281,7 +276,8 @@ class Master:
         now = time.monotonic()
         about = {"slot": child.slot, "pid": child.pid}
         match message:
-            case control.Ready(unfinished, load_ms):
+            case control.Ready(unfinished, load_ms, _, release):
+                child.release = release
                 log.info("worker ready", **about, unfinished=unfinished, load_ms=load_ms)
                 self._do(self._supervisor.ready(child.slot, now))
             case control.Failed(why):
@@ -344,6 +340,17 @@ class Master:
                 child.measure()
             # Deaths are told by SIGCHLD; this is for the one that would slip through.
             self._reap()
+
+    # What an operator may ask for, see operations.Operator
+
+    def start_reload(self) -> Operation:
+        raise Refused("unavailable", "this version has no reload yet")
+
+    def start_upgrade(self) -> Operation:
+        raise Refused("unavailable", "this version has no upgrade yet")
+
+    def set_draining(self, on: bool) -> None:
+        raise Refused("unavailable", "this version cannot drain yet")
 
     # Signals
 

@@ -122,6 +122,12 @@ class Lane(Protocol):
         To be called on all of them before one writes `low` again.
         """
 
+    def set_retention(self, retention_s: float) -> None:
+        """How long finished tasks are kept from now on.
+
+        May be called from another thread than the saver's.
+        """
+
     def idle(self) -> bool:
         """Does a bounded piece of upkeep (retention, room). Returns whether more is left."""
 

@@ -73,7 +73,7 @@ class SqliteLane:
         """
         self._slot = slot
         self._low_key = low_key(slot, sharers)
-        self._retention_ms = int(retention_s * 1000)
+        self.set_retention(retention_s)
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self._plans_kept: set[int] = set()
         self._pending = PendingIds()
@@ -94,6 +94,11 @@ class SqliteLane:
             self._low = stored_low(self._db)
         except sqlite3.Error as error:
             raise translated(error) from error
+
+    def set_retention(self, retention_s: float) -> None:
+        """See `base.Lane`."""
+        # Read once in each piece of upkeep, so that one number replaces the other.
+        self._retention_ms = int(retention_s * 1000)
 
     def commit(self, batch: Batch) -> dict[bytes, int]:
         """See `base.Lane`."""

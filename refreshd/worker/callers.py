@@ -43,6 +43,12 @@ class Caller:
         self.role, self.key, self.must_greet = role, key, must_greet
         self._decide()
 
+    def must(self, greet: bool) -> None:
+        """Whether it has to greet first has changed; who has greeted, or needs not, stays what it is."""
+        if self.role is None:
+            self.must_greet = greet
+            self._decide()
+
     def _decide(self) -> None:
         self.posts = not self.must_greet and self.role in (None, Role.CLIENT, Role.ADMIN)
 

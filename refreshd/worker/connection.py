@@ -82,6 +82,8 @@ class Connection(asyncio.Protocol):
         """It ends once all replies are out; what still comes is not looked at."""
         self._cut_off = False
         """It ends because of what the peer sent, and the peer may be sending still."""
+        self._said_all = False
+        """Its stream has ended: a push must not be written any more."""
         self._at_end = False
         """The peer has ended its side."""
         self._watch_turns = 0
@@ -243,7 +245,7 @@ class Connection(asyncio.Protocol):
             transport.close()
         elif not transport.is_closing():
             transport.write_eof()
-            self._cut_off = False
+            self._cut_off, self._said_all = False, True
             self.hub.loop.call_later(LINGER_S, transport.abort)
 
     def _forget_ended(self, turn: Turn) -> None:
@@ -256,7 +258,7 @@ class Connection(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """Writes whole lines, compressed if that was agreed."""
         transport = self.transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._said_all:
             return
         if self._zip is not None:
             data = self._zip.compress(data)
@@ -320,6 +322,22 @@ class Connection(asyncio.Protocol):
         """Closes once everything is written."""
         if self.transport is not None:
             self.transport.close()
+
+    @property
+    def may_greet(self) -> bool:
+        """Whether its peer has not asked for anything yet, or is being greeted."""
+        return self._fresh or self._held is not None
+
+    def dismiss(self) -> None:
+        """Ends it, as its peer may not stay: what it asked is answered, what still comes is not looked at."""
+        if self._closing or self.transport is None:
+            return
+        self.push(b"!drain\n")
+        self._closing = self._cut_off = True
+        if self.session is not None:
+            self.hub.proxies.disconnected(self.session)
+        if self._is_over():
+            self._end(self.transport)
 
     def sweep(self, now_s: float) -> None:
         """Closes a connection that is stuck. To be called every few seconds."""
@@ -435,9 +453,7 @@ class Connection(asyncio.Protocol):
 
     async def _finish_greeting(self, hello: Hello) -> None:
         try:
-            await self.hub.greeter.check(hello)
-            if hello.role == "proxy":
-                await self.hub.proxies.register(hello)
+            await self._check_hello(hello)
         except Refused as refused:
             self._go_on(format_refused(refused), fresh=True)
             return
@@ -450,6 +466,17 @@ class Connection(asyncio.Protocol):
         self._greeting.accept()
         self.caller.greeted(hello.role, hello.key)
         self._go_on(self._welcome(), hello=hello)
+
+    async def _check_hello(self, hello: Hello) -> None:
+        """Raises: Refused; TimeoutError."""
+        await self.hub.greeter.check(hello)
+        config = None
+        # What has been checked may not hold any more if the configuration changed meanwhile.
+        while config is not self.hub.config:
+            config = self.hub.config
+            self.hub.greeter.check_signature(hello)
+            if hello.role == "proxy":
+                await self.hub.proxies.register(hello)
 
     def _welcome(self) -> bytes:
         engine = self.hub.config.engine

@@ -42,6 +42,10 @@ DRAIN_RETRY_MS = 1000
 CLOCK_JUMP_MS = 1000
 
 
+# In the place of a key's domains.
+_UNKNOWN_KEY = ("",)
+
+
 class Listener(Protocol):
     """Who is told what becomes of tasks: pusher, watchers."""
 
@@ -96,7 +100,7 @@ class Engine:
     def __init__(
         self, config: Config, shards: ShardMap, fleet: Fleet, listener: Listener, *, side: int = 0
     ) -> None:
-        self.config = config
+        self.configure(config)
         self.shards = shards
         self.fleet = fleet
         self.clock = Clock()
@@ -117,17 +121,21 @@ class Engine:
         """Lane → saver."""
         self.logs: set[Log] = set()
         self._encoded = EncodedSegments()
-        self._rows_max = config.engine.saver_queue_max
-        self._tasks_max = config.engine.tasks_max
-        self._bytes_max = config.engine.tasks_bytes_max
         self._listener = listener
         self._heads: HeadTable[Terms] = HeadTable("post_task", read_terms)
         self._layers: dict[tuple[str, ...] | None, Layer] = {}
-        self._domains = {key.name: tuple(key.domains) for key in config.keys}
         self._wait_for: dict[bytes, list[Callable[[int | None], None]]] = {}
         self._wait_for_end: dict[bytes, list[Callable[[Task], None]]] = {}
         self._due_offset_ms = self.clock.wall_ms - self.clock.mono_ms
         self._oldest = Oldest(self.tasks)
+
+    def configure(self, config: Config) -> None:
+        """The bounds, and what keys may touch, from now on."""
+        self.config = config
+        self._rows_max = config.engine.saver_queue_max
+        self._tasks_max = config.engine.tasks_max
+        self._bytes_max = config.engine.tasks_bytes_max
+        self._domains = {key.name: key.domains for key in config.keys}
 
     # ── accept ────────────────────────────────────────────────────────────────────────────
 
@@ -147,7 +155,7 @@ class Engine:
                 items = split_targets(targets)
                 check_targets(terms.type, items)
                 count = len(items)
-        if key is not None and self._domains.get(key):
+        if key is not None and self._domains.get(key, _UNKNOWN_KEY):
             self._check_domains(key, terms, raw)
         known = self.tasks.get(task_id)
         if known is not None:
@@ -180,7 +188,10 @@ class Engine:
 
     def _check_domains(self, key: str, terms: Terms, raw: bytes) -> None:
         """Raises: Refused, `denied`, for a URL outside the key's domains."""
-        domains = self._domains[key]
+        domains = self._domains.get(key, _UNKNOWN_KEY)
+        if domains is _UNKNOWN_KEY:
+            # The sibling that greeted it was configured a moment sooner, or later.
+            raise Refused("busy", f"the keys change; {key} is not known here", retry_ms=BUSY_RETRY_MS)
         if terms.type == "tag":
             raise Refused("denied", f"key {key} is bound to domains, and a tag has none")
         for target in parse(raw).items or ():

@@ -30,6 +30,7 @@ from refreshd import config as configuration
 from refreshd.errors import RefreshdError
 from refreshd.scoreboard import Scoreboard
 from refreshd.shard import ShardMap
+from refreshd.worker.configuring import configure
 from refreshd.worker.handover.taker import Taker
 from refreshd.worker.hub import Hub
 
@@ -115,7 +116,7 @@ class Process:
         loop.add_reader(self._master.fileno(), self._on_message)
         if not start.standby:
             hub.handing.listen(self._listener)
-        loop.add_signal_handler(signal.SIGTERM, self._stop_soon, config.engine.stop_deadline_s)
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._stop_soon(hub.config.engine.stop_deadline_s))
         load_ms = int((time.monotonic() - began) * 1000)
         self._tidy()
         self._say(control.Ready(len(hub.engine.tasks), load_ms, control.VERSION, __version__))
@@ -169,6 +170,8 @@ class Process:
                 self._read_store(hub.resume())
             case control.Inherit(), []:
                 self._read_store(hub.inherit())
+            case control.Configure(number, plain), []:
+                self._configure(hub, number, plain)
             case control.Drain(on), []:
                 hub.engine.draining = on or hub.stopping
             case control.Stop(deadline_s), []:
@@ -177,6 +180,16 @@ class Process:
                 log.error("the master says something strange", message=repr(message), fds=len(fds))
                 for fd in fds:
                     os.close(fd)
+
+    def _configure(self, hub: Hub, number: int, plain: dict[str, Any]) -> None:
+        """Settings take effect in place; the master is told that, or why not."""
+        try:
+            configure(hub, configuration.from_plain(plain))
+        except (RefreshdError, msgspec.ValidationError) as error:
+            log.error("not configured", why=str(error))
+            self._say(control.Configured(number, str(error)))
+        else:
+            self._say(control.Configured(number))
 
     def _read_store(self, work: Coroutine[Any, Any, None]) -> None:
         """Shards are read from the store; without them this process is of no use."""

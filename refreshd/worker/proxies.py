@@ -197,9 +197,6 @@ class Proxies:
 
     def join(self, proxy: Proxy) -> None:
         """The fleet has one more."""
-        known = self.hub.fleet.get(proxy.name)
-        if known is not None and known.listed:
-            return
         if self.hub.fleet.add(proxy):
             self.hub.engine.fleet_changed()
 

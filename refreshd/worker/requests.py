@@ -114,10 +114,13 @@ class Requests:
         """Any line, strictly parsed."""
         line = parse(raw)
         verb = VERBS.get(line.verb)
-        if line.verb == "list_workers":
-            raise Refused("denied", "list_workers is the master's: send it first on a connection of its own")
         if verb is None:
             raise Refused("unknown_verb", f"{line.verb[:40]}; wanted one of {', '.join(sorted(_OFFERED))}")
+        if verb.masters:
+            raise Refused(
+                "denied",
+                f"{line.verb} is the master's: send it first on a connection of its own to the admin socket",
+            )
         if line.verb == "hello":
             raise BadLine("hello is the first request of a connection or is left out")
         caller.check(verb)
@@ -329,4 +332,4 @@ class Requests:
 
 
 _ROUTED = frozenset({"post_task", "get_task", "task_detail", "cancel_task", "watch_task"})
-_OFFERED = frozenset(VERBS) - {"list_workers"}
+_OFFERED = frozenset(name for name, verb in VERBS.items() if not verb.masters)

@@ -274,3 +274,25 @@ def test_a_hostile_proxy_reports_what_it_was_never_given(engine: Engine, others:
         assert proxy.code("ready credit=-1") == "bad_field"
         assert proxy.code("ready credit=x") == "bad_field"
         assert others.state("untouched") == "pending"
+
+
+def test_who_is_cut_off_is_pushed_nothing_more(engine: Engine, others: Peer) -> None:
+    """The end of what it watches would be written after the end of its stream."""
+    for slot in range(2):
+        (task_id,) = owned_by(slot, "cut-off")
+        others.post(task_id, "type=url due=4000000000")
+        with engine.peer() as peer:
+            assert peer.ok(f"watch_task task_id={task_id}")["state"] == "pending"
+            peer.write_bytes(b"x" * LINE_MAX)
+            assert peer.reply().code == "too_long"
+            assert others.ok(f"cancel_task task_id={task_id}")["state"] == "cancelled"
+
+
+def test_a_proxy_that_is_cut_off_is_pushed_nothing_more(engine: Engine, others: Peer) -> None:
+    with engine.proxy_peer("p2", 0) as proxy:
+        proxy.ok("ready credit=100")
+        proxy.write_bytes(b"x" * LINE_MAX)
+        assert proxy.reply().code == "too_long"
+        for task_id in owned_by(0, "to-nobody", 3):
+            others.post(task_id, "type=url scope=p2")
+            others.ok(f"get_task task_id={task_id}")

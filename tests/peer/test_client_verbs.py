@@ -238,6 +238,12 @@ ERRORS = {
     "hello v=1 role=client": "bad_line",
     "list_proxies": "denied",
     "forget_proxy name=a": "denied",
+    "reload": "denied",
+    "upgrade": "denied",
+    "operation": "denied",
+    "drain": "denied",
+    "undrain": "denied",
+    "engine_status": "denied",
 }
 
 

@@ -122,3 +122,34 @@ def test_scopes_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch)
 
 def test_repr() -> None:
     assert repr(a_plan(2, 3)) == "<Plan 5 proxies in 2 layers>"
+
+
+@given(fleets, fleets, fleets)
+def test_another_configuration_leaves_what_a_restart_with_it_would(
+    registered: list[Proxy], old: list[Proxy], new: list[Proxy]
+) -> None:
+    """The store keeps what registered, also of proxies that were listed at that time."""
+    registered = [proxy._replace(listed=False) for proxy in registered]
+    old, new = ([proxy._replace(listed=True) for proxy in proxies] for proxies in (old, new))
+    fleet = Fleet(old)
+    for proxy in registered:
+        known = fleet.get(proxy.name)
+        assert fleet.add(proxy) == (known is None or not known.listed)
+    plan = fleet.plan(None)
+    before = list(fleet)
+    changed = fleet.expect(new)
+    fresh = Fleet(new)
+    for proxy in registered:
+        fresh.add(proxy)
+    assert list(fleet) == list(fresh)
+    assert changed == (list(fleet) != before)
+    assert (fleet.plan(None) is plan) == (not changed)
+    assert not fleet.expect(reversed(new))
+
+
+def test_a_proxy_that_is_taken_out_is_not_remembered() -> None:
+    fleet = Fleet([EDGE])
+    fleet.add(EDGE._replace(listed=True))
+    assert fleet.remove("e1")
+    fleet.expect([EU])
+    assert fleet.get("e1") is None

@@ -342,6 +342,11 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         "stats",
         "workers",
         "proxies",
+        "status",
+        "reload",
+        "upgrade",
+        "drain",
+        "undrain",
         "ping",
         "exit codes",
     ):

@@ -38,6 +38,9 @@ class FakeEngine:
         self.accepted = 0
         self.misrouted = 0
         self.line_max = 1 << 20
+        self.draining = False
+        self.operations: list[dict[str, Any]] = []
+        """Reloads and upgrades; each runs until a test changes it."""
         self._scripts: dict[str, deque[Script]] = defaultdict(deque)
         self._server: asyncio.Server | None = None
 
@@ -190,10 +193,39 @@ class FakeEngine:
 
     def do_list_workers(self, connection: Connection, line: Line) -> bytes:
         row = {
-            "pid": 4711, "state": "ready", "cpu_pct": "1.5", "mem": 31457280, "up_s": 60, "connections": 1,
+            "pid": 4711, "state": "ready", "role": "serving", "generation": 3, "release": "1.0",
+            "cpu_pct": "1.5", "mem": 31457280, "up_s": 60, "connections": 1,
             "tasks": 0, "restarts": 0, "heartbeat_ms": 12,
         }  # fmt: skip
         return listing([{"worker": worker} | row for worker in range(self.workers)])
+
+    def do_engine_status(self, connection: Connection, line: Line) -> bytes:
+        status = {
+            "phase": "draining" if self.draining else "up", "pid": 4710, "generation": 3, "release": "1.0",
+            "workers": self.workers, "ready": self.workers,
+        }  # fmt: skip
+        return format_line("ok", status | (self.operations[-1] if self.operations else {}))
+
+    def do_reload(self, connection: Connection, line: Line) -> bytes:
+        number = len(self.operations) + 1
+        self.operations.append(
+            {"operation": number, "kind": line.verb, "state": "running", "step": "", "why": "", "ms": 0}
+        )
+        return format_line("ok", {"operation": number})
+
+    do_upgrade = do_reload
+
+    def do_operation(self, connection: Connection, line: Line) -> bytes:
+        number = int(line.fields["operation"])
+        if not 0 < number <= len(self.operations):
+            raise Refused("not_found", f"no operation {number}")
+        return format_line("ok", self.operations[number - 1])
+
+    def do_drain(self, connection: Connection, line: Line) -> bytes:
+        self.draining = line.verb == "drain"
+        return b"ok\n"
+
+    do_undrain = do_drain
 
     def do_list_proxies(self, connection: Connection, line: Line) -> bytes:
         return listing(

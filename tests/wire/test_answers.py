@@ -3,7 +3,7 @@
 import pytest
 
 from wire import answers
-from wire.answers import Accepted, ProxyStatus, TaskState, TaskStatus
+from wire.answers import Accepted, OperationStatus, ProxyStatus, TaskState, TaskStatus
 from wire.errors import PeerMisbehaved
 from wire.lines import parse
 
@@ -21,6 +21,18 @@ def test_values() -> None:
     assert answers.read_now({"now": "12"}) == 12
     row = parse(rb"+ proxy=pop1 layer=0 state=offline done=1 failed=0 ms=12 error=no\sroute").fields
     assert answers.read_proxy_status(row) == ProxyStatus("pop1", 0, "offline", 1, 0, 12, "no route")
+
+
+def test_operations() -> None:
+    fields = parse(rb"ok operation=3 kind=reload state=failed step= why=no\sroom ms=12").fields
+    status = answers.read_operation(fields)
+    assert status == OperationStatus(3, "reload", "failed", "", "no room", 12)
+    assert status.over
+    assert not answers.read_operation(fields | {"state": "running"}).over
+    assert answers.read_operation_number(fields) == 3
+    for field in ("operation", "kind", "state", "ms"):
+        with pytest.raises(PeerMisbehaved, match=field):
+            answers.read_operation(fields | {field: ""})
 
 
 @pytest.mark.parametrize(

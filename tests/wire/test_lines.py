@@ -10,6 +10,7 @@ from wire.errors import BadLine, LocalError, Refused
 from wire.lines import (
     Line,
     LineReader,
+    carriable,
     escape,
     format_line,
     format_refused,
@@ -177,15 +178,22 @@ def test_a_field_without_value_is_left_out() -> None:
 )
 def test_refusals_go_there_and_back(refused: Refused) -> None:
     back = read_refused(parse(format_refused(refused)[:-1]))
-    assert (back.code, back.field, back.retry_ms, back.ref) == (
-        refused.code, refused.field, refused.retry_ms, refused.ref,
+    assert (back.code, back.msg, back.field, back.retry_ms, back.ref) == (
+        refused.code, refused.msg, refused.field, refused.retry_ms, refused.ref,
     )  # fmt: skip
 
 
 def test_a_refusal_may_quote_anything() -> None:
-    assert (
-        read_refused(parse(format_refused(Refused("bad_line", "got \0 and\nmore"))[:-1])).code == "bad_line"
-    )
+    raw = format_refused(Refused("bad_line", "got \0 and\nmore, even \udc80"))
+    assert read_refused(parse(raw[:-1])).msg == "got ? and\nmore, even ?"
+
+
+@given(st.text())
+def test_any_text_can_be_made_to_fit_a_line(text: str) -> None:
+    fitting = carriable(text)
+    assert len(fitting) == len(text)
+    assert parse(format_line("ok", {"a": fitting})[:-1]).fields["a"] == fitting
+    assert carriable(fitting) == fitting
 
 
 @pytest.mark.parametrize("retry_ms", ["", "-1", "x", "1.5", "٣", "9" * 5000])

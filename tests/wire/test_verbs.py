@@ -6,6 +6,11 @@ from wire.errors import CODES, Refused
 from wire.lines import parse
 from wire.verbs import VERBS, Role, check_role, read_fields
 
+_OPERATORS = {
+    "list_workers", "list_proxies", "forget_proxy", "engine_status", "reload", "upgrade", "operation",
+    "drain", "undrain",
+}  # fmt: skip
+
 
 def test_values_are_read_and_absent_ones_left_out() -> None:
     values = read_fields(VERBS["list_tasks"], parse(b"list_tasks limit=5 colour=red"))
@@ -35,10 +40,10 @@ def test_what_is_refused_is_named(raw: bytes, code: str, field: str) -> None:
     ("role", "allowed", "auth", "denied"),
     [
         (None, {"ping", "post_task", "hello", "stats"}, {"ready", "report", "beat"}, {"list_workers",
-        "list_proxies"}),
-        (Role.CLIENT, {"ping", "post_task", "watch_task"}, set(), {"ready", "report", "list_workers"}),
-        (Role.PROXY, {"ping", "ready", "report", "beat"}, set(), {"post_task", "stats", "forget_proxy"}),
-        (Role.ADMIN, {"ping", "post_task", "list_workers", "forget_proxy"}, set(), {"ready", "hello"}),
+        "list_proxies", "reload"}),
+        (Role.CLIENT, {"ping", "post_task", "watch_task"}, set(), {"ready", "report", *_OPERATORS}),
+        (Role.PROXY, {"ping", "ready", "report", "beat"}, set(), {"post_task", "stats", *_OPERATORS}),
+        (Role.ADMIN, {"ping", "post_task", *_OPERATORS}, set(), {"ready", "hello"}),
     ],
 )  # fmt: skip
 def test_who_may_ask_what(role: str | None, allowed: set[str], auth: set[str], denied: set[str]) -> None:
@@ -59,3 +64,4 @@ def test_the_table_is_sound() -> None:
         assert verb.reply.startswith("+ " if verb.listing else "ok")
         assert len({field.name for field in verb.fields}) == len(verb.fields)
         assert verb.items is not None or not verb.items_required
+        assert not verb.masters or verb.roles == {Role.ADMIN}

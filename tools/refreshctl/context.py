@@ -20,7 +20,7 @@ class Context:
         self.socket = socket
 
     def client(self) -> Client:
-        """A new connection. The master keeps it only for `list_workers`, so that verb has its own."""
+        """A new connection. The master keeps it only for verbs of its own, so these have one for them."""
         return Client(f"unix:{self.socket}", timeout_s=REQUEST_TIMEOUT_S, patient=False)
 
     @property

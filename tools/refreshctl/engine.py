@@ -1,4 +1,4 @@
-"""`stats`, `workers`, `proxies` and `ping`: the engine itself."""
+"""`stats`, `status`, `workers`, `proxies` and `ping`: the engine itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 from tools.refreshctl.context import Context
 from tools.refreshctl.exits import Exit
+from tools.refreshctl.operations import describe
 from tools.refreshctl.tables import mebibytes, pairs, span, table, when
-from wire.answers import read_value
+from wire.answers import OperationStatus, read_operation, read_value
 
 
 async def stats(context: Context) -> Exit:
@@ -19,14 +20,33 @@ async def stats(context: Context) -> Exit:
     return Exit.OK
 
 
+# What stays text, whatever it looks like.
+_TEXTS = frozenset({"proxy", "group", "release", "step", "why"})
+
+
+def _values(fields: dict[str, str]) -> dict[str, Any]:
+    return {key: value if key in _TEXTS else read_value(value) for key, value in fields.items()}
+
+
 async def _rows(context: Context, verb: str) -> list[dict[str, Any]]:
     async with context.client() as client:
         answer = await client.request(verb)
-    # Names stay text, whatever they look like.
-    return [
-        {key: value if key in ("proxy", "group") else read_value(value) for key, value in row.items()}
-        for row in answer.rows
-    ]
+    return [_values(row) for row in answer.rows]
+
+
+async def status(context: Context) -> Exit:
+    """The engine as a whole. The master answers."""
+    async with context.client() as client:
+        answer = await client.request("engine_status")
+    values = _values(answer.fields)
+    shown = {key: value for key, value in values.items() if key not in _OF_OPERATION}
+    if "operation" in answer.fields:
+        shown["operation"] = describe(read_operation(answer.fields))
+    context.show(values, pairs(shown))
+    return Exit.OK
+
+
+_OF_OPERATION = frozenset(OperationStatus.__struct_fields__)
 
 
 async def workers(context: Context) -> Exit:

@@ -37,7 +37,7 @@ _NEXT_STEPS = {
     "not_found": "see `refreshctl list` and `refreshctl proxies`",
     "limited": "try again later",
     "busy": "try again later, or look at `refreshctl stats`",
-    "draining": "the engine is stopping; try again in a moment",
+    "draining": "it stops, or was drained (see `refreshctl status`); try again in a moment, or elsewhere",
     "unavailable": "nothing was accepted; look at the engine's log and disk, then try again",
     "internal": "look in the engine's log for that ref",
     "denied": "use a socket or key that may",

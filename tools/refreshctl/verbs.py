@@ -41,6 +41,15 @@ _TIMEOUT = Argument(
     ("--timeout",), "give up waiting after so long, such as 90, 5m or 2h", {"metavar": "TIME"}
 )
 
+_OPERATION = (
+    Argument(("--wait",), "wait until it is over, and say how it ended", {"action": "store_true"}),
+    Argument(
+        ("--timeout",),
+        "give up waiting after so long, such as 90, 5m or 2h (default: 10m)",
+        {"metavar": "TIME"},
+    ),
+)
+
 VERBS = (
     Verb(
         "submit",
@@ -93,6 +102,7 @@ VERBS = (
     ),
     Verb("cancel", "tasks:cancel", "cancel tasks; one that is final keeps its state", (_IDS,)),
     Verb("stats", "engine:stats", "show the engine's figures: rates, queues, counts"),
+    Verb("status", "engine:status", "show how the engine is as a whole, and its newest reload or upgrade"),
     Verb("workers", "engine:workers", "show the engine's worker processes"),
     Verb(
         "proxies",
@@ -101,6 +111,16 @@ VERBS = (
         (Argument(("--forget",), "take a proxy that is gone for good out of the fleet",
         {"metavar": "NAME"}),),
     ),
+    Verb(
+        "reload", "operations:reload",
+        "bring the engine's configuration file into effect, unnoticed by clients and proxies", _OPERATION,
+    ),
+    Verb(
+        "upgrade", "operations:upgrade",
+        "run the code that is on disk, unnoticed by clients and proxies", _OPERATION,
+    ),
+    Verb("drain", "operations:drain", "take the engine out of service: no new tasks, all else goes on"),
+    Verb("undrain", "operations:undrain", "take the engine back into service"),
     Verb("ping", "engine:ping", "ask whether the engine answers, and how fast"),
 )  # fmt: skip
 
