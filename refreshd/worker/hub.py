@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from refreshd import control
@@ -36,6 +37,7 @@ from refreshd.worker.connection import Connection
 from refreshd.worker.engine import Engine
 from refreshd.worker.greeter import Greeter
 from refreshd.worker.handing import Handing
+from refreshd.worker.handover import frames
 from refreshd.worker.handover.giver import Giver
 from refreshd.worker.handover.taker import Taker
 from refreshd.worker.handover.taking_back import take_back
@@ -118,28 +120,48 @@ class Hub:
 
         Blocks. Raises: StoreError.
         """
-        data = Path(self.config.engine.data)
         for number in self.shards.own_lanes():
-            path = lane_path(data, number)
-            lane = SqliteLane(
-                path,
-                self.config.store.retention_s,
-                slot=self.shards.slot,
-                sharers=self.shards.sharers(number),
-            )
-            lane_is_made(path)
-            if not standby:
-                lane.index_finished()
-            reader = self._readers[number] = SqliteReader(path)
-            for row in reader.proxies():
-                self.proxies.join(Proxy(row.name, row.group, row.layer, listed=False))
-            self.engine.serials.after(reader.last_serial())
-            saver = Saver(lane, self.engine, self.loop, f"{number}", upkeep=not standby)
-            self.engine.savers[number] = saver
+            self._open_lane(number, standby=standby)
         if not standby:
             # In order of acceptance over all lanes: the oldest unfinished task is then the first in memory.
             for task in Loader(self.shards.owns).all(self._readers.values()):
                 self.engine.load(task)
+
+    def _open_lane(self, number: int, *, standby: bool) -> Saver:
+        path = lane_path(Path(self.config.engine.data), number)
+        lane = SqliteLane(
+            path,
+            self.config.store.retention_s,
+            slot=self.shards.slot,
+            sharers=self.shards.sharers(number),
+        )
+        lane_is_made(path)
+        if not standby:
+            lane.index_finished()
+        reader = self._readers[number] = SqliteReader(path)
+        for row in reader.proxies():
+            self.proxies.join(Proxy(row.name, row.group, row.layer, listed=False))
+        self.engine.serials.after(reader.last_serial())
+        saver = Saver(lane, self.engine, self.loop, f"{number}", upkeep=not standby)
+        self.engine.savers[number] = saver
+        return saver
+
+    def saver(self, lane: int) -> Saver:
+        """The saver of a lane, opened if it is not: its shards are coming. Raises: StoreError."""
+        return self.engine.savers.get(lane) or self._open_lane(lane, standby=True)
+
+    def begin_moving(self) -> None:
+        """Shards come or go: no worker may tell the store from where on tasks are unfinished."""
+        self.engine.moving = True
+        for saver in self.engine.savers.values():
+            saver.upkeep = False
+
+    def end_moving(self) -> None:
+        """All shards are where they belong."""
+        self.engine.moving = False
+        self.engine.on_saved = None
+        for saver in self.engine.savers.values():
+            saver.upkeep = True
 
     def start(self) -> None:
         """Starts what was loaded, and the clockwork."""
@@ -281,12 +303,11 @@ class Hub:
         """Gives everything to the process at the other end of these."""
         self.giver = giver = Giver(self)
         self.handing.sibling(SUCCESSOR, packets)
-        sibling = Sibling(self.mesh, SUCCESSOR)
-        self.background(self._start_giving(giver, sibling, stream))
+        self.background(self._start_giving(giver, stream))
 
-    async def _start_giving(self, giver: Giver, sibling: Sibling, stream: socket.socket) -> None:
-        await self._join_mesh(sibling, stream)
-        giver.start(sibling)
+    async def _start_giving(self, giver: Giver, stream: socket.socket) -> None:
+        await self._join_mesh(Sibling(self.mesh, SUCCESSOR), stream)
+        giver.start()
 
     def take_over(self, stream: socket.socket, packets: socket.socket) -> None:
         """Takes everything from the process at the other end of these."""
@@ -317,11 +338,17 @@ class Hub:
         await take_back(self, taker.predecessor_is_gone(), PREDECESSOR)
 
     def mesh_hand(self, slot: int, payload: bytes) -> None:
-        """See `mesh.MeshOwner`."""
-        if slot == PREDECESSOR and self.taker is not None:
-            self.taker.heard(payload)
-        elif slot == SUCCESSOR and self.giver is not None:
-            self.giver.heard(payload)
+        """See `mesh.MeshOwner`. What cannot be understood ends the hand-over: the master is told."""
+        try:
+            frame = frames.decode(payload)
+            if slot == PREDECESSOR and self.taker is not None:
+                self.taker.heard(frame)
+            elif slot == SUCCESSOR and self.giver is not None:
+                self.giver.heard(frame)
+        except (WireError, KeyError, ValueError, msgspec.DecodeError) as error:
+            log.exception("the hand-over cannot be understood")
+            why = f"the hand-over cannot be understood: {error}"
+            self.say(control.Failed(why) if slot == PREDECESSOR else control.Declined(why))
 
     def mesh_last(self, slot: int) -> None:
         """See `mesh.MeshOwner`."""

@@ -8,7 +8,7 @@ waited for, and it is small: 1.5 µs a task here and as much there.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from zlib import crc32
 
@@ -25,8 +25,10 @@ from wire import SHARDS
 class Copier:
     """The giver's book: which tasks the successor has, and which are still to be copied."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, shards: frozenset[int]) -> None:
+        """`shards` are those that will be given; other tasks are passed over."""
         self._engine = engine
+        self._shards = shards
         self._copied: list[list[Task]] = [[] for _ in range(SHARDS)]
         self._new: list[list[Task]] = [[] for _ in range(SHARDS)]
         self._plans_sent: set[int] = set()
@@ -34,7 +36,9 @@ class Copier:
     def note(self, tasks: Iterable[Task]) -> None:
         """Tasks have come to stable storage; the successor does not have them."""
         for task in tasks:
-            self._new[crc32(task.id) & 63].append(task)
+            shard = crc32(task.id) & 63
+            if shard in self._shards:
+                self._new[shard].append(task)
 
     def copy(self, tasks: Iterable[Task]) -> Copy:
         """What makes these tasks known to the successor; those that are new or ending are left out."""
@@ -44,12 +48,15 @@ class Copier:
         for task in tasks:
             if task.state is State.NEW or task.closing is not None or engine_tasks.get(task.id) is not task:
                 continue
+            shard = crc32(task.id) & 63
+            if shard not in self._shards:
+                continue
             plan = task.layer.plan
             if plan.number not in self._plans_sent:
                 self._plans_sent.add(plan.number)
                 plans[plan.number] = plan.text
             rows.append((task.serial, plan.number, task.line))
-            self._copied[crc32(task.id) & 63].append(task)
+            self._copied[shard].append(task)
         return Copy(plans, rows)
 
     def take_new(self, shards: Iterable[int]) -> list[Task]:
@@ -84,8 +91,8 @@ class Copier:
             self._copied[shard] = []
 
 
-def pack(tasks: list[Task], links: Iterable[Link]) -> Shards:
-    """The state of tasks; `links` are those of which the successor will know what was pushed on them."""
+def pack(tasks: list[Task], links: Iterable[Link], *, with_given: bool = True) -> Shards:
+    """The state of tasks, and (`with_given`) to which proxies they were pushed on these links."""
     by_log: dict[Log, list[Task]] = {}
     waiting: list[bytes] = []
     for task in tasks:
@@ -96,21 +103,16 @@ def pack(tasks: list[Task], links: Iterable[Link]) -> Shards:
     known = set(links)
     groups: list[Group] = []
     for log, some in by_log.items():
-        groups += _groups(log, some, known)
+        groups += _groups(log, some, known if with_given else None)
     return Shards(groups, waiting)
 
 
-def _groups(log: Log, tasks: list[Task], known: set[Link]) -> Iterable[Group]:
+def _groups(log: Log, tasks: list[Task], known: set[Link] | None) -> Iterable[Group]:
     layer = log.layer
     plan, number = layer.plan.number, layer.plan.layers.index(layer)
     size = (layer.size + 7) // 8
-    places, given_behind = _given(log, known)
     tasks.sort(key=_place)
-
-    def given_to(task: Task) -> int:
-        before = task.segment.given if task.segment is not None else 0
-        return before | given_behind[bisect_right(places, _place(task))]
-
+    given_to = (lambda _: 0) if known is None else _given_to(log, known)
     for given, some in groupby(tasks, key=given_to):
         yield Group(plan, number, given.to_bytes(size, "little"), [_state(task) for task in some])
 
@@ -118,6 +120,39 @@ def _groups(log: Log, tasks: list[Task], known: set[Link]) -> Iterable[Group]:
 def _place(task: Task) -> tuple[int, int]:
     segment = task.segment
     return (segment.number, task.place) if segment is not None else (-1, -1)
+
+
+def _given_to(log: Log, known: set[Link]) -> Callable[[Task], int]:
+    """Tells of a task of the log which proxies of its layer were pushed it, a bit each."""
+    places, given_behind = _given(log, known)
+
+    def given_to(task: Task) -> int:
+        before = task.segment.given if task.segment is not None else 0
+        return before | given_behind[bisect_right(places, _place(task))]
+
+    return given_to
+
+
+def free_pushed(tasks: Iterable[Task], links: Iterable[Link]) -> None:
+    """The tasks go where they are pushed again: on these links they are no longer outstanding."""
+    by_log: dict[Log, list[Task]] = {}
+    for task in tasks:
+        if task.segment is not None:
+            by_log.setdefault(task.segment.log, []).append(task)
+    known = set(links)
+    for log, some in by_log.items():
+        given_to = _given_to(log, known)
+        by_bit = {cursor.bit: cursor.link for cursor in log.cursors.values() if isinstance(cursor.link, Link)}
+        for task in some:
+            owed = given_to(task)
+            if task.mask is not None:
+                owed &= int.from_bytes(task.mask, "little")
+            while owed:
+                bit = owed & -owed
+                owed ^= bit
+                link = by_bit.get(bit)
+                if link is not None:
+                    link.freed(task.count)
 
 
 def _given(log: Log, known: set[Link]) -> tuple[list[tuple[int, int]], list[int]]:

@@ -14,20 +14,17 @@ import enum
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
-from refreshd import control
 from refreshd.shard import PREDECESSOR
 from refreshd.task import State
 from refreshd.worker.connection import PUSHES_MAX_BYTES, Connection
 from refreshd.worker.handover import connections, frames
-from refreshd.worker.handover.shards import Receiver
 from refreshd.worker.handover.steps import reached
+from refreshd.worker.handover.taking import ShardTaker
+from refreshd.worker.handover.talk import Talk
 from refreshd.worker.links import RELAY_CREDIT, Link
-from refreshd.worker.mesh import HAND
 from refreshd.worker.proxies import ProxySession, RelayWire
-from wire.errors import WireError
 
 if TYPE_CHECKING:
     import socket
@@ -55,7 +52,8 @@ class Taker:
         self.reads_siblings = False
         """Whether the predecessor has passed on all that siblings sent it."""
         self._listener = listener
-        self._receiver = Receiver(hub.engine)
+        self._talk = Talk(hub, PREDECESSOR)
+        self._shards = ShardTaker(hub, self._talk)
         self._pushes: defaultdict[int, bytearray] = defaultdict(bytearray)
         """Lines for connections that are on their way here."""
         self._relayed: defaultdict[str, list[tuple[int, bytes]]] = defaultdict(list)
@@ -64,38 +62,21 @@ class Taker:
         """By the number of the connection that is on its way here."""
         self._arrived = 0
         self._end: frames.End | None = None
-        hub.engine.moving = True
+        hub.begin_moving()
         hub.shards.give(hub.shards.owned, PREDECESSOR)
 
     def __repr__(self) -> str:
-        return f"<Taker {self.phase.value}, {len(self._receiver)} tasks waiting>"
+        return f"<Taker {self.phase.value}, {len(self._shards)} tasks waiting>"
 
     # ── what the predecessor says ─────────────────────────────────────────────────────────
 
-    def heard(self, payload: bytes) -> None:
-        """A frame came. What cannot be done is told to the master, which ends this process."""
-        try:
-            self._take(frames.decode(payload))
-        except (WireError, KeyError, ValueError, msgspec.DecodeError) as error:
-            log.exception("the hand-over cannot be understood")
-            self.hub.say(control.Failed(f"the hand-over cannot be understood: {error!r}"))
-
-    def _take(self, frame: frames.Frame) -> None:
+    def heard(self, frame: frames.Frame) -> None:
+        """A frame came. Raises: ValueError, KeyError, WireError for what makes no sense."""
         match frame:
             case frames.Begin():
                 self._begin(frame)
             case frames.Link(name, via, up):
                 self._link(name, via, up)
-            case frames.Copy():
-                self._receiver.copy(frame)
-                reached("copying")
-            case frames.Shards():
-                self.hub.engine.clock.turn()
-                self._receiver.adopt(frame)
-            case frames.Owned():
-                self._own(frame)
-            case frames.Sync():
-                self._answer(frames.Synced())
             case frames.SiblingGone(slot):
                 self.hub.watches.forget_worker(slot)
             case frames.State():
@@ -105,15 +86,12 @@ class Taker:
             case frames.End():
                 self._end = frame
                 self._maybe_end()
+            case _:
+                self._shards.take(frame)
 
     def _begin(self, frame: frames.Begin) -> None:
-        if frame.version != frames.VERSION:
-            raise ValueError(
-                f"refreshd {frame.release} hands over in version {frame.version}, this one takes over in "
-                f"{frames.VERSION}; stop the engine and start it anew"
-            )
+        self._shards.take(frame)
         self.phase = Phase.TAKING
-        self.hub.engine.serials.after(frame.last_serial)
         for name, via in frame.links:
             self._link(name, via, up=True)
         reached("begun")
@@ -123,15 +101,6 @@ class Taker:
         pusher.detach(pusher.links.get(name))
         if up:
             pusher.attach(Link.await_(name, via), moved=True)
-
-    def _own(self, frame: frames.Owned) -> None:
-        hub = self.hub
-        for lane, saver in hub.engine.savers.items():
-            saver.lane.give_ids([entry for entry in frame.ids if hub.shards.lane(entry[1]) == lane])
-        for task_id, watchers in frame.watches:
-            hub.watches.put(task_id, watchers)
-        hub.shards.give(frame.shards, hub.shards.slot)
-        reached("owning")
 
     def _know(self, frame: frames.State) -> None:
         hub = self.hub
@@ -158,14 +127,9 @@ class Taker:
 
     def _serve(self) -> None:
         self.phase = Phase.SERVING
-        self._answer(frames.Go())
+        self._talk.tell(frames.Go())
         self.hub.handing.listen(self._listener)
         reached("listening")
-
-    def _answer(self, frame: frames.Frame) -> None:
-        stream = self.hub.mesh.siblings.get(PREDECESSOR)
-        if stream is not None:
-            stream.send(HAND, 0, frames.encode(frame))
 
     # ── connections ───────────────────────────────────────────────────────────────────────
 
@@ -234,17 +198,15 @@ class Taker:
             counters.finished[State(state)] += number
         for rate, plain in zip((self.hub.rate_boss, self.hub.rate_proxy), end.rates, strict=True):
             rate.take_over(plain)
-        self._answer(frames.Ended())
+        self._talk.tell(frames.Ended())
         self.finish()
 
     def finish(self) -> None:
         """Nothing more comes from the predecessor: this worker is as any other."""
         hub = self.hub
         self.phase = Phase.ENDED
-        hub.engine.moving = False
-        for saver in hub.engine.savers.values():
-            saver.upkeep = True
-        self._receiver.clear()
+        hub.end_moving()
+        self._shards.clear()
         self._pushes.clear()
         self._relayed.clear()
         for link in [link for link in hub.pusher.links.values() if link.awaited]:

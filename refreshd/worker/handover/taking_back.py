@@ -48,9 +48,7 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
         await asyncio.sleep(0)
     hub.engine.adopted()
     hub.shards.give(shards, hub.shards.slot)
-    hub.engine.moving = False
-    for saver in hub.engine.savers.values():
-        saver.upkeep = True
+    hub.end_moving()
     hub.proxies.push_again()
     hub.mesh.ask_held()
     ms = round((time.monotonic() - began) * 1000)
