@@ -20,6 +20,7 @@ from setproctitle import setproctitle
 from refreshd import control, descriptors, logs
 from refreshd.config import Config, to_plain
 from refreshd.errors import BootError, StoreError
+from refreshd.master.activation import Activation
 from refreshd.master.admin import AdminServer
 from refreshd.master.children import Child, Inherited, by_others, describe_exit, spawn
 from refreshd.master.console import Console
@@ -116,7 +117,8 @@ class Master:
         folder = DataFolder(engine.data)
         stack.callback(folder.close)
         self._lanes = self._read_lanes(folder)
-        listener = stack.enter_context(listen_tcp(engine.listen))
+        given = stack.enter_context(Activation(os.environ))
+        listener = stack.enter_context(given.tcp(engine.listen) or listen_tcp(engine.listen))
         folder.write_address(address_of(listener))
         self._loop = Loop()
         stack.callback(self._loop.close)
@@ -127,7 +129,8 @@ class Master:
         self._scoreboard = Scoreboard(scoreboard_fd)
         stack.callback(self._scoreboard.close)
         console = Console(self._supervisor, self._children, self._scoreboard, self)
-        self._admin = AdminServer(self._loop, listen_unix(engine.admin), console)
+        admin = given.admin(engine.admin) or listen_unix(engine.admin)
+        self._admin = AdminServer(self._loop, admin, console)
         stack.callback(self._admin.close)
         self._inherited = Inherited(listener.fileno(), scoreboard_fd, folder.lock_fd)
         self._signals = Signals(self._on_signal)
