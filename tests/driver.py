@@ -43,7 +43,7 @@ class Engine:
     `settings` are lines of `[engine]`, `more` is TOML behind it, `proxies` the
     listed fleet: names, or whole `[[proxy]]` bodies. `environment` and `constants`
     (module → name → value) are for the workers, see faults/inject. `before` is a
-    command that runs the program.
+    command that runs the program, `fds` are descriptors that it inherits.
     """
 
     def __init__(
@@ -51,15 +51,18 @@ class Engine:
         *,
         workers: int = 2,
         proxies: Iterable[str] = (),
+        listen: str = "127.0.0.1:0",
         settings: str = "",
         more: str = "",
         environment: Mapping[str, str] | None = None,
         constants: Mapping[str, Mapping[str, int]] | None = None,
         before: Iterable[str] = (),
+        fds: Iterable[int] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="refreshd-test-"))
         self.data = self.folder / "data"
         self.workers = workers
+        self.listen = listen
         self.settings = settings
         self.more = more
         self.proxies = list(proxies)
@@ -69,6 +72,7 @@ class Engine:
             self._environment["PYTHONPATH"] = str(_INJECT)
             self._environment["REFRESHD_CONSTANTS"] = json.dumps(constants or {})
         self._before = list(before)
+        self._fds = list(fds)
         self._starts = 0
 
     # ── starting and ending ───────────────────────────────────────────────────────────────
@@ -93,7 +97,7 @@ class Engine:
             for body in self.proxies
         )
         path.write_text(
-            f'[engine]\nlisten = "127.0.0.1:0"\nhttp = ""\ndata = "{self.data}"\nworkers = {self.workers}\n'
+            f'[engine]\nlisten = "{self.listen}"\nhttp = ""\ndata = "{self.data}"\nworkers = {self.workers}\n'
             f"{self.settings}\n{self.more}\n{listed}"
         )
         return path
@@ -111,6 +115,7 @@ class Engine:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=self._fds,
             )
         return self.process
 

@@ -55,7 +55,7 @@ class AdminServer:
         self.loop = loop
         self._listener = listener
         self._path = str(listener.getsockname())
-        self._inode = os.lstat(self._path).st_ino
+        self._inode = os.lstat(self._path).st_ino if _is_ours(listener) else None
         self._connections: set[_Connection] = set()
         self._accept_at: float | None = None
         loop.watch(listener.fileno(), READ, self._on_connects)
@@ -117,10 +117,18 @@ class AdminServer:
         self.loop.forget(self._listener.fileno())
         self._listener.close()
         try:
-            if os.lstat(self._path).st_ino == self._inode:
+            if self._inode is not None and os.lstat(self._path).st_ino == self._inode:
                 Path(self._path).unlink()
         except OSError:
             pass
+
+
+def _is_ours(listener: socket.socket) -> bool:
+    """Whether this process bound it: the kernel notes who called listen (unix(7)). Another keeps its file."""
+    pid, _uid, _gid = _CREDENTIALS.unpack(
+        listener.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )
+    return bool(pid == os.getpid())
 
 
 class _Next(enum.Enum):

@@ -14,6 +14,7 @@ import psutil
 
 import refreshd
 from refreshd import control
+from refreshd.master.processes import Seat
 
 # Room for a start message and a peer message for each of 63 siblings while the worker is still importing.
 # The kernel takes what it allows (net.core.wmem_max) and doubles it.
@@ -29,25 +30,28 @@ class Inherited(NamedTuple):
 
 
 class Child:
-    """One worker process and the master's end of its control socket."""
+    """One worker process, which this one started, and the master's end of its control socket, non-blocking.
 
-    def __init__(
-        self, slot: int, generation: int, process: subprocess.Popen[bytes], sock: socket.socket
-    ) -> None:
-        self.slot = slot
+    All it needs is the pid, so that a master that was re-executed goes on with the children it has.
+    """
+
+    def __init__(self, seat: Seat, generation: int, pid: int, sock: socket.socket) -> None:
+        self.seat = seat
         self.generation = generation
-        self.pid = process.pid
+        self.pid = pid
         self.control: socket.socket | None = sock
-        self.cpu_pct = 0.0
-        self.mem_bytes = 0
+        self.version = control.VERSION
+        """The control.VERSION that it speaks; until it has said so, that of the code it was started with."""
         self.release = ""
         """The version of the code that it runs, once it has said so."""
-        self._process = process
+        self.cpu_pct = 0.0
+        self.mem_bytes = 0
+        self._status: int | None = None
         self._usage: psutil.Process | None = None
         self.measure()
 
     def __repr__(self) -> str:
-        return f"<Child {self.slot} pid={self.pid} generation={self.generation}>"
+        return f"<Child {self.seat.slot}.{self.seat.side} pid={self.pid} generation={self.generation}>"
 
     def send(self, message: control.Message, fds: tuple[int, ...] = (), rest: bytes = b"") -> None:
         """Raises: OSError when the worker is gone or does not read; ValueError for too much."""
@@ -56,8 +60,14 @@ class Child:
         control.send(self.control, message, fds, rest)
 
     def pin(self, cpu: int) -> None:
-        """Lets the process run on this CPU only. Raises: OSError."""
+        """Lets the process, with the threads it has by now, run on this CPU only. Raises: OSError."""
         os.sched_setaffinity(self.pid, {cpu})
+        # What starts from here on inherits it from the thread that starts it.
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
+            try:
+                os.sched_setaffinity(int(thread), {cpu})
+            except ProcessLookupError:
+                pass
 
     def measure(self) -> None:
         """Notes memory now, and CPU since the last call."""
@@ -72,16 +82,24 @@ class Child:
 
     def kill(self) -> None:
         """Ends the process; `poll` tells when it is gone."""
-        # Popen checks that it was not reaped, so the pid cannot be somebody else's by now.
-        self._process.kill()
+        # Until it is reaped, here, its pid cannot be somebody else's.
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
 
     def poll(self) -> int | None:
         """The exit status (negative: the signal), or None while it runs. Reaps."""
-        return self._process.poll()
+        return self._reap(os.WNOHANG)
 
     def wait(self) -> None:
         """Waits for the end; only after `kill`."""
-        self._process.wait()
+        self._reap(0)
+
+    def _reap(self, options: int) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                self._status = os.waitstatus_to_exitcode(status)
+        return self._status
 
     def close_control(self) -> None:
         """Closes the control socket; the loop must have forgotten it."""
@@ -90,8 +108,8 @@ class Child:
             self.control = None
 
 
-def spawn(slot: int, generation: int, module: str, inherited: Inherited) -> Child:
-    """Starts `python -m MODULE` for a slot, by fork and exec: it runs the code that is on disk now.
+def spawn(seat: Seat, generation: int, module: str, inherited: Inherited) -> Child:
+    """Starts `python -m MODULE` for a seat, by fork and exec: it runs the code that is on disk now.
 
     It inherits stderr, `inherited` and its control socket; stdin and stdout are
     /dev/null. Raises: OSError.
@@ -101,7 +119,7 @@ def spawn(slot: int, generation: int, module: str, inherited: Inherited) -> Chil
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CONTROL_BUFFER_BYTES)
         process = subprocess.Popen(
-            _command(slot, module, theirs.fileno(), inherited),
+            _command(seat.slot, module, theirs.fileno(), inherited),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(), *inherited),
@@ -111,7 +129,9 @@ def spawn(slot: int, generation: int, module: str, inherited: Inherited) -> Chil
         raise
     finally:
         theirs.close()
-    return Child(slot, generation, process, ours)
+    # It is ours to reap from here on: Popen leaves alone what it takes to be over.
+    process.returncode = 0
+    return Child(seat, generation, process.pid, ours)
 
 
 def _command(slot: int, module: str, control_fd: int, inherited: Inherited) -> list[str]:

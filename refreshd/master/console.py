@@ -11,20 +11,14 @@ from typing import Any
 from refreshd import __version__, control
 from refreshd.master.children import Child
 from refreshd.master.operations import REMEMBERED_MAX, Operation, Operator
-from refreshd.master.slots import Phase, Slot, State, Supervisor
-from refreshd.scoreboard import Scoreboard
+from refreshd.master.processes import Process, Seat, State
+from refreshd.master.slots import Phase, Slot, Supervisor
+from refreshd.scoreboard import Scoreboard, row_of
 from wire.errors import Refused
 from wire.lines import Line, Value, carriable, format_line, format_refused
 from wire.verbs import VERBS, read_fields
 
 _RETRY_MS = 500
-_ROLES = {
-    State.WAITING: "standby",
-    State.STARTING: "standby",
-    State.READY: "serving",
-    State.STOPPING: "leaving",
-    State.KILLED: "leaving",
-}
 
 
 class Console:
@@ -33,7 +27,7 @@ class Console:
     def __init__(
         self,
         supervisor: Supervisor,
-        children: Mapping[int, Child],
+        children: Mapping[Seat, Child],
         scoreboard: Scoreboard,
         operator: Operator,
     ) -> None:
@@ -97,7 +91,7 @@ class Console:
         status: dict[str, Value] = {
             "phase": self._phase(),
             "pid": os.getpid(),
-            "generation": max(slot.generation for slot in slots),
+            "generation": self._supervisor.generation,
             "release": __version__,
             "workers": len(slots),
             "ready": sum(slot.state is State.READY for slot in slots),
@@ -112,28 +106,28 @@ class Console:
 
     def _list_workers(self, _: dict[str, Any]) -> bytes:
         now = time.monotonic()
-        rows = [format_line("+", self._row(slot, now)) for slot in self._supervisor.slots]
-        return format_line("ok", {"n": len(rows)}) + b"".join(rows)
+        rows: list[dict[str, Value]] = []
+        for slot in self._supervisor.slots:
+            in_charge, beside = slot.process, slot.processes.get(1 - slot.side)
+            rows.append(self._row(slot, in_charge, now) if in_charge else _nobody(slot))
+            if beside is not None:
+                rows.append(self._row(slot, beside, now))
+        return format_line("ok", {"n": len(rows)}) + b"".join(format_line("+", row) for row in rows)
 
-    def _row(self, slot: Slot, now: float) -> dict[str, Value]:
-        child = self._children.get(slot.number)
-        row: dict[str, Value] = {
+    def _row(self, slot: Slot, process: Process, now: float) -> dict[str, Value]:
+        child = self._children[process.seat]
+        shown = self._scoreboard.read(row_of(*process.seat))
+        beat_at = max(shown.heartbeat_ns / 1e9, process.spawned_at)
+        return {
             "worker": slot.number,
-            "pid": slot.pid,
-            "state": slot.state.value,
-            "role": _ROLES[slot.state],
-            "generation": slot.generation,
-            "release": carriable(child.release) if child else "",
-        }
-        if child is None:
-            idle = dict.fromkeys(("cpu_pct", "mem", "up_s", "connections", "tasks"), 0)
-            return row | idle | {"restarts": slot.restarts, "heartbeat_ms": 0}
-        shown = self._scoreboard.read(slot.number)
-        beat_at = max(shown.heartbeat_ns / 1e9, slot.spawned_at)
-        return row | {
+            "pid": process.pid,
+            "state": process.state.value,
+            "role": _role(slot, process),
+            "generation": process.generation,
+            "release": carriable(child.release),
             "cpu_pct": round(child.cpu_pct, 1),
             "mem": child.mem_bytes,
-            "up_s": int(now - slot.spawned_at),
+            "up_s": int(now - process.spawned_at),
             "connections": shown.connections,
             "tasks": shown.tasks,
             "restarts": slot.restarts,
@@ -156,7 +150,35 @@ class Console:
         slots = self._supervisor.slots
         self._turn_of = (self._turn_of + 1) % len(slots)
         in_turn = slots[self._turn_of :] + slots[: self._turn_of]
-        return [self._children[slot.number] for slot in in_turn if slot.state is State.READY]
+        return [self._children[slot.seat] for slot in in_turn if slot.state is State.READY]
+
+
+def _role(slot: Slot, process: Process) -> str:
+    """What the process is to its slot; the words are those of PROTOCOL.md."""
+    if process.state in (State.STOPPING, State.KILLED):
+        return "leaving"
+    if process.state is State.STARTING:
+        return "standby"
+    if process.seat == slot.seat:
+        return "serving"
+    # The successor has the higher generation: before it is in charge it stands by, then the other one leaves.
+    in_charge = slot.process
+    return "leaving" if in_charge and in_charge.generation > process.generation else "standby"
+
+
+def _nobody(slot: Slot) -> dict[str, Value]:
+    idle = dict.fromkeys(("cpu_pct", "mem", "up_s", "connections", "tasks"), 0)
+    return {
+        "worker": slot.number,
+        "pid": 0,
+        "state": State.WAITING.value,
+        "role": "standby",
+        "generation": 0,
+        "release": "",
+        **idle,
+        "restarts": slot.restarts,
+        "heartbeat_ms": 0,
+    }
 
 
 def _described(operation: Operation) -> dict[str, Value]:

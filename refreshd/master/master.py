@@ -1,49 +1,48 @@
-"""The master process: it owns the listener and the workers, and does what `slots` decides.
+"""The master process: it owns the listener and the workers, and does what `slots` and `rolls` decide.
 
-One loop, no threads. A worker is spawned with the listener, the scoreboard and one
-end of a control socket; its first message is `Start`, then it is introduced to each
-sibling with a mesh stream and a hand-over socket (control.py has the messages).
+One loop, no threads. What there is to do with worker processes is in `crew`, what
+operators may ask for in `reloads`; what is held for life in `holdings`. Here all of it
+meets: what happens is told to who decides, and what is decided is done.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-import msgspec
 from setproctitle import setproctitle
 
 from refreshd import control, descriptors, logs
-from refreshd.config import Config, to_plain
-from refreshd.errors import BootError, StoreError
+from refreshd.config import Config
+from refreshd.config_file import ConfigFile
+from refreshd.errors import BootError
 from refreshd.master.admin import AdminServer
-from refreshd.master.children import Child, Inherited, by_others, describe_exit, spawn
+from refreshd.master.briefing import Briefing
+from refreshd.master.children import Child, by_others, describe_exit
 from refreshd.master.console import Console
-from refreshd.master.data_folder import DataFolder
-from refreshd.master.listeners import address_of, listen_tcp, listen_unix
+from refreshd.master.crew import Crew
+from refreshd.master.holdings import Holdings, take_hold
 from refreshd.master.loop import READ, Loop, Signals
-from refreshd.master.operations import Operation, Operations
-from refreshd.master.slots import (
+from refreshd.master.processes import IllegalTransition, Seat, Timing
+from refreshd.master.reloads import Reloads
+from refreshd.master.rolls import (
     Action,
-    IllegalTransition,
-    Kill,
-    Phase,
-    Spawn,
-    Supervisor,
-    TellStop,
-    Timing,
-    Up,
+    Ended,
+    HandOver,
+    Introduce,
+    Pin,
+    Rolled,
+    Rolls,
+    TellInherit,
+    TellResume,
 )
-from refreshd.scoreboard import Scoreboard
-from refreshd.store import layout
+from refreshd.master.slots import Kill, Phase, Spawn, Supervisor, TellStop, Up
+from refreshd.scoreboard import row_of
 from wire.errors import Refused
 
-# What a worker says is a few messages in its life; one that floods must not keep the loop.
-_MESSAGES_A_TURN = 64
 _MEASURE_EVERY_S = 1.0
 
 log = logs.get()
@@ -56,28 +55,33 @@ class WorkerBootFailed(BootError):
 class Master:
     """The engine's first process. `run` is all there is to call.
 
-    `worker_module` is what `python -m` starts as a worker; only tests say another one.
+    `file` is where `config` was read, and will be read again. `worker_module` is what
+    `python -m` starts as a worker; only tests say another one.
     """
 
     def __init__(
-        self, config: Config, *, worker_module: str = "refreshd.worker", timing: Timing | None = None
+        self,
+        config: Config,
+        file: ConfigFile,
+        *,
+        worker_module: str = "refreshd.worker",
+        timing: Timing | None = None,
     ) -> None:
-        self._config = config
         self._module = worker_module
         self._cpus = sorted(os.sched_getaffinity(0))
         self._workers = config.engine.workers or min(len(self._cpus), 64)
         if timing is None:
             timing = Timing(heartbeat_timeout_s=config.engine.heartbeat_timeout_s)
         self._supervisor = Supervisor(self._workers, timing)
-        self._children: dict[int, Child] = {}
+        self._rolls = Rolls(self._supervisor)
+        self._briefing = Briefing(config, self._workers)
+        self._reloads = Reloads(file, self._briefing, self._supervisor, self)
         self._measure_at = 0.0
         self._started_at = time.monotonic()
-        self._lanes = 0
         self._interrupted = False
-        self.operations = Operations()
-        self.draining = False
+        self._title = ""
         self._on_signal: dict[signal.Signals, Callable[[], None]] = {
-            signal.SIGCHLD: self._reap,
+            signal.SIGCHLD: lambda: self._crew.reap(),
             signal.SIGTERM: self._on_term,
             signal.SIGINT: self._on_interrupt,
             signal.SIGHUP: self._on_hangup,
@@ -85,12 +89,17 @@ class Master:
         }
         self._loop: Loop
         self._signals: Signals
-        self._scoreboard: Scoreboard
-        self._inherited: Inherited
+        self._holdings: Holdings
+        self._crew: Crew
         self._admin: AdminServer
 
     def __repr__(self) -> str:
         return f"<Master {self._supervisor}>"
+
+    @property
+    def _config(self) -> Config:
+        """What is in force."""
+        return self._briefing.config
 
     def run(self) -> None:
         """Serves until it is told to stop.
@@ -100,7 +109,7 @@ class Master:
         """
         with ExitStack() as stack:
             self._open(stack)
-            self._do(self._supervisor.start())
+            self._do([*self._supervisor.start()])
             while self._supervisor.phase is not Phase.ENDED:
                 self._loop.turn(self._supervisor.next_due_s(time.monotonic()))
                 self._tick()
@@ -112,37 +121,29 @@ class Master:
 
     def _open(self, stack: ExitStack) -> None:
         engine = self._config.engine
-        setproctitle(f"refreshd: master [{engine.id}]")
-        folder = DataFolder(engine.data)
-        stack.callback(folder.close)
-        self._lanes = self._read_lanes(folder)
-        listener = stack.enter_context(listen_tcp(engine.listen))
-        folder.write_address(address_of(listener))
+        self._show_title()
+        self._holdings = take_hold(engine, self._workers)
+        stack.callback(self._holdings.close)
+        self._briefing.lanes = self._holdings.lanes
         self._loop = Loop()
         stack.callback(self._loop.close)
-        scoreboard_fd = Scoreboard.create()
-        stack.callback(os.close, scoreboard_fd)
-        # Workers get it by name, as they do the other descriptors.
-        os.set_inheritable(scoreboard_fd, False)
-        self._scoreboard = Scoreboard(scoreboard_fd)
-        stack.callback(self._scoreboard.close)
-        console = Console(self._supervisor, self._children, self._scoreboard, self)
-        self._admin = AdminServer(self._loop, listen_unix(engine.admin), console)
+        self._crew = Crew(self._loop, self, self._module, self._holdings.for_workers, self._cpus)
+        console = Console(self._supervisor, self._crew.children, self._holdings.scoreboard, self._reloads)
+        self._admin = AdminServer(self._loop, self._holdings.admin, console)
         stack.callback(self._admin.close)
-        self._inherited = Inherited(listener.fileno(), scoreboard_fd, folder.lock_fd)
         self._signals = Signals(self._on_signal)
         stack.callback(self._signals.close)
         self._loop.watch(self._signals.fd, READ, self._on_signals)
-        stack.callback(self._leave_nobody)
-        self._raise_fd_limit()
+        stack.callback(self._crew.leave_nobody)
+        self._make_room(engine.connections_max)
         log.info(
             "listening",
-            address=address_of(listener),
+            address=self._holdings.address,
             admin=engine.admin,
             pid=os.getpid(),
             data=engine.data,
             workers=self._workers,
-            lanes=self._lanes,
+            lanes=self._holdings.lanes,
             auth=engine.auth,
         )
         if self._workers > len(self._cpus):
@@ -150,17 +151,9 @@ class Master:
         if engine.http:
             log.info("http is not served yet in this version", address=engine.http)
 
-    def _read_lanes(self, folder: DataFolder) -> int:
-        try:
-            return layout.read_or_create(folder.path, self._workers)
-        except StoreError as error:
-            raise BootError(str(error)) from None
-        except OSError as error:
-            raise BootError(f"cannot use the data folder {folder.path}: {error.strerror}") from None
-
-    def _raise_fd_limit(self) -> None:
-        """Workers inherit the limit."""
-        limit, wanted = descriptors.make_room(self._config.engine.connections_max)
+    def _make_room(self, connections_max: int) -> None:
+        """Workers that start later inherit the limit of descriptors; those that run raise their own."""
+        limit, wanted = descriptors.make_room(connections_max)
         if limit < wanted:
             log.warning("few file descriptors", limit=limit, wanted=wanted)
 
@@ -169,188 +162,164 @@ class Master:
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Spawn(slot, generation):
-                    self._spawn(slot, generation)
-                case TellStop(slot, deadline_s):
-                    self._send(self._children[slot], control.Stop(deadline_s))
-                case Kill(slot, why):
-                    child = self._children[slot]
-                    log.warning("worker killed", slot=slot, pid=child.pid, why=why)
+                case Spawn():
+                    self._spawn(action)
+                case TellStop(seat, deadline_s):
+                    self._crew.send(self._crew.children[seat], control.Stop(deadline_s))
+                case Kill(seat, why):
+                    child = self._crew.children[seat]
+                    log.warning("worker killed", **_about(child), why=why)
                     child.kill()
                 case Up():
                     took_ms = round((time.monotonic() - self._started_at) * 1000)
                     log.info("up", workers=self._workers, took_ms=took_ms)
+                case _:
+                    self._do_of_roll(action)
 
-    def _spawn(self, slot: int, generation: int) -> None:
+    def _do_of_roll(self, action: Action) -> None:
+        children = self._crew.children
+        match action:
+            case HandOver(old, new):
+                log.info("hand-over begins", **_about(children[new]), from_pid=children[old].pid)
+                self._crew.hand_over(children[old], children[new])
+            case Introduce(seat, succeeds):
+                self._crew.introduce(children[seat], self._siblings_of(seat), succeeds=succeeds)
+            case TellResume(seat):
+                log.warning("hand-over undone", **_about(children[seat]))
+                self._crew.send(children[seat], control.Resume())
+            case TellInherit(seat):
+                log.warning("hand-over cut short", **_about(children[seat]))
+                self._crew.send(children[seat], control.Inherit())
+            case Pin(seat):
+                self._crew.pin(children[seat])
+            case Rolled(seat, took_ms):
+                log.info("worker rolled", **_about(children[seat]), ms=took_ms)
+                self._reloads.rolled()
+            case Ended():
+                self._reloads.rolls_ended(action, time.monotonic())
+
+    def _spawn(self, spawn: Spawn) -> None:
         if self._supervisor.phase in (Phase.STOPPING, Phase.ENDED):
             # An earlier spawn of the same round failed for good.
             return
+        seat, generation, standby = spawn
         try:
-            child = spawn(slot, generation, self._module, self._inherited)
+            child = self._crew.start(seat, generation)
         except OSError as error:
-            log.error("worker not started", slot=slot, why=str(error))
-            self._do(self._supervisor.spawn_failed(slot, str(error), time.monotonic()))
+            log.error("worker not started", slot=seat.slot, why=str(error))
+            self._do(self._rolls.spawn_failed(seat, str(error), time.monotonic()))
             return
-        self._children[slot] = child
-        self._supervisor.spawned(slot, child.pid, generation, time.monotonic())
-        cpu = self._pin(child)
-        log.info("worker started", slot=slot, pid=child.pid, generation=generation, cpu=cpu)
-        assert child.control is not None  # noqa: S101 - it was just made
-        self._loop.watch(child.control.fileno(), READ, lambda _: self._on_control(child))
-        self._send(
-            child,
-            control.Start(slot, self._workers, generation, self._lanes, to_plain(self._config)),
-        )
-        for sibling in list(self._children.values()):
-            if sibling is not child:
-                self._introduce(child, sibling)
+        self._supervisor.spawned(seat, child.pid, generation, time.monotonic())
+        # One that stands by has all CPUs until it has taken over, see rolls.Pin.
+        cpu = None if standby else self._crew.pin(child)
+        log.info("worker started", **_about(child), cpu=cpu, standby=standby)
+        self._crew.send(child, self._briefing.start(spawn))
+        if not standby:
+            self._crew.introduce(child, self._siblings_of(seat))
 
-    def _pin(self, child: Child) -> int | None:
-        cpu = self._cpus[child.slot % len(self._cpus)]
-        try:
-            child.pin(cpu)
-        except OSError as error:
-            log.warning("worker not pinned", slot=child.slot, cpu=cpu, why=error.strerror)
-            return None
-        return cpu
+    def _siblings_of(self, seat: Seat) -> list[Seat]:
+        """Who is in charge of each other slot."""
+        return [slot.seat for slot in self._supervisor.slots if slot.number != seat.slot and slot.process]
 
-    def _introduce(self, newcomer: Child, sibling: Child) -> None:
-        """Gives each of the two a mesh stream and a hand-over socket to the other."""
-        with ExitStack() as pairs:
-            ends: list[tuple[int, int]] = []
-            try:
-                for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-                    one, other = socket.socketpair(socket.AF_UNIX, kind)
-                    pairs.enter_context(one)
-                    pairs.enter_context(other)
-                    ends.append((one.fileno(), other.fileno()))
-            except OSError as error:
-                self._misbehaved(newcomer, f"no sockets for it: {error.strerror}")
-                return
-            (mesh, mesh_too), (hands, hands_too) = ends
-            self._send(newcomer, control.Peer(sibling.slot, sibling.generation), (mesh, hands))
-            self._send(sibling, control.Peer(newcomer.slot, newcomer.generation), (mesh_too, hands_too))
+    # What workers say, see crew.Ears
 
-    def _send(self, child: Child, message: control.Message, fds: tuple[int, ...] = ()) -> None:
-        try:
-            child.send(message, fds)
-        except (BrokenPipeError, ConnectionResetError):
-            # It is ending; that it has ended is told elsewhere.
-            pass
-        except (OSError, ValueError) as error:
-            self._misbehaved(child, f"cannot be talked to: {error}")
-
-    def _misbehaved(self, child: Child, why: str) -> None:
-        self._do(self._supervisor.misbehaved(child.slot, why))
-
-    # What workers say
-
-    def _on_control(self, child: Child) -> None:
-        for _ in range(_MESSAGES_A_TURN):
-            if child.control is None:
-                return
-            try:
-                received = control.receive(child.control)
-            except BlockingIOError:
-                return
-            except msgspec.DecodeError as error:
-                self._misbehaved(child, f"said what is no message: {error}")
-                return
-            except ConnectionResetError:
-                # It ended before it had read all of ours. The kernel says so once, ahead of its last words.
-                continue
-            except OSError:
-                received = None
-            if received is None:
-                self._lost(child)
-                return
-            message, fds, _rest = received
-            for fd in fds:
-                os.close(fd)
-            try:
-                self._hear(child, message)
-            except IllegalTransition as error:
-                self._misbehaved(child, f"spoke out of turn: {error}")
-
-    def _hear(self, child: Child, message: control.Message) -> None:
-        now = time.monotonic()
-        about = {"slot": child.slot, "pid": child.pid}
+    def heard(self, child: Child, message: control.Message) -> None:
+        """A worker said something. Raises: IllegalTransition when that makes no sense."""
+        now, seat, about = time.monotonic(), child.seat, _about(child)
         match message:
-            case control.Ready(unfinished, load_ms, _, release):
-                child.release = release
+            case control.Ready(unfinished, load_ms, version, release):
+                child.version, child.release = version, release
                 log.info("worker ready", **about, unfinished=unfinished, load_ms=load_ms)
-                self._do(self._supervisor.ready(child.slot, now))
+                self._do(self._rolls.ready(seat, version, now))
             case control.Failed(why):
                 log.error("worker failed to start", **about, why=why)
-                self._supervisor.ending(child.slot, why, now)
+                self._supervisor.ending(seat, why, now)
             case control.Stopping(why):
                 log.info("worker stopping", **about, why=why)
                 deadline_s = self._config.engine.stop_deadline_s
-                self._supervisor.ending(child.slot, why or "said that it stops", now, deadline_s)
+                self._supervisor.ending(seat, why or "said that it stops", now, deadline_s)
+            case control.Configured(number, why):
+                self._reloads.configured(seat, number, why, now)
+            case _:
+                self._heard_of_roll(child, message, now)
+
+    def _heard_of_roll(self, child: Child, message: control.Message, now: float) -> None:
+        seat, about = child.seat, _about(child)
+        match message:
+            case control.Given(tasks, took_ms, freeze_ms):
+                log.info("tasks handed over", **about, tasks=tasks, ms=took_ms, longest_freeze_ms=freeze_ms)
+                self._do(self._rolls.given(seat, now))
+            case control.Moved(connections, closed, took_ms):
+                log.info("connections handed over", **about, moved=connections, closed=closed, ms=took_ms)
+                self._do(self._rolls.moved(seat, now))
+            case control.Declined(why):
+                log.warning("hand-over declined", **about, why=why)
+                self._do(self._rolls.declined(seat, why, now))
+            case control.Resumed(tasks, took_ms):
+                log.info("tasks taken from the store", **about, tasks=tasks, ms=took_ms)
+                self._do(self._rolls.resumed(seat, now))
             case _:
                 raise IllegalTransition(f"a {type(message).__name__}, which is not a worker's to send")
 
-    def _lost(self, child: Child) -> None:
-        self._forget_control(child)
-        self._supervisor.lost(child.slot, time.monotonic())
+    def misbehaved(self, child: Child, why: str) -> None:
+        """A worker makes no sense, or cannot be talked to."""
+        self._do([*self._supervisor.kill(child.seat, why)])
 
-    def _forget_control(self, child: Child) -> None:
-        if child.control is not None:
-            self._loop.forget(child.control.fileno())
-            child.close_control()
+    def lost(self, child: Child) -> None:
+        """A worker closed its control socket."""
+        self._supervisor.lost(child.seat, time.monotonic())
 
-    # Deaths
+    def ended(self, child: Child, status: int) -> None:
+        """A worker is gone and reaped."""
+        now, how = time.monotonic(), describe_exit(status)
+        self._holdings.scoreboard.clear(row_of(*child.seat))
+        asked = self._supervisor.phase is Phase.STOPPING or self._rolls.expects_the_end_of(child.seat)
+        (log.info if asked else log.warning)("worker ended", **_about(child), how=how)
+        self._do(self._rolls.exited(child.seat, how, by_others=by_others(status), now=now))
+        self._reloads.gone(child.seat, now)
 
-    def _reap(self) -> None:
-        for child in list(self._children.values()):
-            status = child.poll()
-            if status is not None:
-                self._bury(child, status)
+    # What a reload needs, see reloads.Hands
 
-    def _bury(self, child: Child, status: int) -> None:
-        # Its last words may not have been read yet.
-        self._on_control(child)
-        self._forget_control(child)
-        del self._children[child.slot]
-        self._scoreboard.clear(child.slot)
-        how = describe_exit(status)
-        asked = self._supervisor.phase is Phase.STOPPING
-        (log.info if asked else log.warning)("worker ended", slot=child.slot, pid=child.pid, how=how)
-        self._do(self._supervisor.exited(child.slot, how, by_others=by_others(status), now=time.monotonic()))
+    def tell_all(self, message: control.Message) -> None:
+        """Sends it to every worker process that lives."""
+        self._crew.send_all(message)
 
-    def _leave_nobody(self) -> None:
-        """Whatever ended the loop: no worker outlives it. (Those of a killed master end by themselves.)"""
-        for child in self._children.values():
-            child.kill()
-        for child in self._children.values():
-            child.wait()
-            self._forget_control(child)
-        self._children.clear()
+    def roll(self, slots: list[int]) -> None:
+        """Rolls these slots, one after the other."""
+        self._do(self._rolls.start(slots, time.monotonic()))
+
+    def use(self, old: Config, new: Config) -> None:
+        """Takes over what of a new configuration is the master's own."""
+        if new.engine.connections_max != old.engine.connections_max:
+            self._make_room(new.engine.connections_max)
+        if new.engine.heartbeat_timeout_s != old.engine.heartbeat_timeout_s:
+            timeout_s = new.engine.heartbeat_timeout_s
+            self._supervisor.timing = self._supervisor.timing._replace(heartbeat_timeout_s=timeout_s)
 
     # Time
 
     def _tick(self) -> None:
         now = time.monotonic()
-        beats = [self._scoreboard.read(number).heartbeat_ns / 1e9 for number in range(self._workers)]
-        self._do(self._supervisor.tick(now, beats))
+        self._do([*self._supervisor.tick(now, self._beat_of)])
+        self._do(self._rolls.tick(now))
+        self._reloads.tick(now)
         self._admin.tick(now)
+        self._show_title()
         if now >= self._measure_at:
             self._measure_at = now + _MEASURE_EVERY_S
-            for child in self._children.values():
-                child.measure()
+            self._crew.measure()
             # Deaths are told by SIGCHLD; this is for the one that would slip through.
-            self._reap()
+            self._crew.reap()
 
-    # What an operator may ask for, see operations.Operator
+    def _beat_of(self, seat: Seat) -> float:
+        return self._holdings.scoreboard.read(row_of(*seat)).heartbeat_ns / 1e9
 
-    def start_reload(self) -> Operation:
-        raise Refused("unavailable", "this version has no reload yet")
-
-    def start_upgrade(self) -> Operation:
-        raise Refused("unavailable", "this version has no upgrade yet")
-
-    def set_draining(self, on: bool) -> None:
-        raise Refused("unavailable", "this version cannot drain yet")
+    def _show_title(self) -> None:
+        phase, generation = self._supervisor.phase.value, self._supervisor.generation
+        title = f"refreshd: master {phase} gen {generation} [{self._config.engine.id}]"
+        if title != self._title:
+            self._title = title
+            setproctitle(title)
 
     # Signals
 
@@ -359,24 +328,42 @@ class Master:
             if handler := self._on_signal.get(signal.Signals(number)):
                 handler()
 
+    def _stop_all_else(self) -> float:
+        """A stop wins over whatever operators asked for. Returns the time."""
+        now = time.monotonic()
+        self._rolls.stop()
+        self._reloads.stop(now)
+        return now
+
     def _on_term(self) -> None:
         if self._supervisor.phase in (Phase.BOOTING, Phase.UP):
             deadline_s = self._config.engine.stop_deadline_s
             log.info("stopping", by="SIGTERM", deadline_s=deadline_s)
-            self._do(self._supervisor.stop(time.monotonic(), deadline_s))
+            self._do([*self._supervisor.stop(self._stop_all_else(), deadline_s)])
 
     def _on_interrupt(self) -> None:
-        now = time.monotonic()
+        now = self._stop_all_else()
         if self._interrupted:
             log.info("stopping at once", by="a second SIGINT")
-            self._do(self._supervisor.stop_now(now))
+            self._do([*self._supervisor.stop_now(now)])
         else:
             log.info("stopping fast", by="SIGINT")
-            self._do(self._supervisor.stop_fast(now))
+            self._do([*self._supervisor.stop_fast(now)])
         self._interrupted = True
 
     def _on_hangup(self) -> None:
-        log.warning("SIGHUP: this version has no reload yet; restart the engine for a new configuration")
+        try:
+            self._reloads.start_reload()
+        except Refused as refused:
+            log.error("reload refused", by="SIGHUP", why=refused.msg)
 
     def _on_upgrade(self) -> None:
-        log.warning("SIGUSR2: this version has no upgrade yet; restart the engine for new code")
+        try:
+            self._reloads.start_upgrade()
+        except Refused as refused:
+            log.error("upgrade refused", by="SIGUSR2", why=refused.msg)
+
+
+def _about(child: Child) -> Mapping[str, object]:
+    """What tells a worker process from others, for the log."""
+    return {"slot": child.seat.slot, "pid": child.pid, "generation": child.generation}

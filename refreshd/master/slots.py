@@ -1,68 +1,38 @@
-"""What the master decides about its workers, without I/O; the monotonic time is passed in.
+"""What the master decides about its slots, without I/O; the monotonic time is passed in.
 
-Each slot is served by one process at a time:
-
-    WAITING ──spawned──► STARTING ──ready──► READY ──stopping──► STOPPING
-       ▲                    │                  │                    │
-       │                    └───────kill───────┴────────kill────────┤
-       │                                                            ▼
-       └──────────────────────exited (from any)────────────────  KILLED
-
-A process that failed at its start, that says it stops, or whose control socket
-is closed is STOPPING: it gets a moment to end by itself, then it is killed. What
-a process said before its death was seen is read after it, so STOPPING and KILLED
-swallow late words.
+A slot is served by one process at a time, which is *in charge*; while it hands over
+to its successor there are two (`rolls.py` has what happens then). `processes.py` has
+the states of a process.
 
 The engine as a whole is BOOTING until every slot was READY at one time, then UP,
 then STOPPING (asked to, or a slot could not boot), and ENDED with the last process.
 
-Two rules say what a death leads to:
+Three rules say what a death leads to:
   1. Until a slot was ever ready, an engine that is BOOTING takes its end for a
      *boot failure*: trying again would not help, so all stop. (Killed by somebody
      with KILL or TERM it says nothing about the code, and is tried a few times.)
-  2. Any other death is answered with a new process: the first at once, those that
-     follow without 10 s of health between after a backoff that doubles. What dies
-     after it was ready is back within a second whatever happened before
-     (FAULTS.md 1); what cannot even start may take its time.
+  2. Any other death of who is in charge is answered with a new process: the first at
+     once, those that follow without 10 s of health between after a backoff that
+     doubles. What dies after it was ready is back within a second whatever happened
+     before (FAULTS.md 1); what cannot even start may take its time.
+  3. The new process starts when nobody is left in the slot, as nobody may write for a
+     shard that another owns.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from refreshd.master.processes import IllegalTransition, Process, Seat, State, Timing
 
 # How often a slot that was never ready may be killed by somebody before the boot is given up.
 BOOT_KILLS_MAX = 3
 # The master's loop turns at least every second. After a longer pause (SIGSTOP, a frozen VM) workers
 # that were paused with it get the time to beat again.
 PAUSE_S = 2.5
-
-
-class Timing(NamedTuple):
-    """How long things may take, in seconds."""
-
-    heartbeat_timeout_s: float = 10.0
-    # Loading a store of a few million unfinished tasks takes a minute; a worker that hangs must end some day.
-    start_timeout_s: float = 600.0
-    # From its word that it ends (or the loss of its control socket) to its end.
-    end_timeout_s: float = 2.0
-    backoff_first_s: float = 0.1
-    backoff_max_s: float = 5.0
-    backoff_ready_max_s: float = 0.4
-    healthy_s: float = 10.0
-    fast_stop_s: float = 1.0
-
-
-class State(enum.Enum):
-    """Where a slot stands."""
-
-    WAITING = "waiting"
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
-    KILLED = "killed"
 
 
 class Phase(enum.Enum):
@@ -74,48 +44,28 @@ class Phase(enum.Enum):
     ENDED = "ended"
 
 
-_NEXT: dict[tuple[State, str], State] = {
-    (State.WAITING, "spawned"): State.STARTING,
-    (State.STARTING, "ready"): State.READY,
-    (State.STARTING, "stopping"): State.STOPPING,
-    (State.STARTING, "kill"): State.KILLED,
-    (State.STARTING, "exited"): State.WAITING,
-    (State.READY, "stopping"): State.STOPPING,
-    (State.READY, "kill"): State.KILLED,
-    (State.READY, "exited"): State.WAITING,
-    (State.STOPPING, "ready"): State.STOPPING,
-    (State.STOPPING, "stopping"): State.STOPPING,
-    (State.STOPPING, "kill"): State.KILLED,
-    (State.STOPPING, "exited"): State.WAITING,
-    (State.KILLED, "ready"): State.KILLED,
-    (State.KILLED, "stopping"): State.KILLED,
-    (State.KILLED, "kill"): State.KILLED,
-    (State.KILLED, "exited"): State.WAITING,
-}
-
-
-class IllegalTransition(Exception):
-    """A worker said, or the master did, what makes no sense in the slot's state."""
-
-
 class Spawn(NamedTuple):
-    """Start a process for the slot, then tell `spawned` or `spawn_failed`."""
+    """Start a process for the seat, then tell `spawned` or `spawn_failed`.
 
-    slot: int
+    `standby`: it shall take over from the slot's other process.
+    """
+
+    seat: Seat
     generation: int
+    standby: bool = False
 
 
 class TellStop(NamedTuple):
     """Ask the worker to stop within `deadline_s`."""
 
-    slot: int
+    seat: Seat
     deadline_s: float
 
 
 class Kill(NamedTuple):
-    """Send SIGKILL to the slot's process."""
+    """Send SIGKILL to the process."""
 
-    slot: int
+    seat: Seat
     why: str
 
 
@@ -127,49 +77,42 @@ Action = Spawn | TellStop | Kill | Up
 
 
 class Slot:
-    """One slot. `pid` is 0 while WAITING; times are monotonic seconds."""
+    """One slot; what it shows is of the process in charge."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.state = State.WAITING
-        self.pid = 0
-        self.generation = 0
-        self.spawned_at = 0.0
-        self.ready_at = math.inf
-        self.kill_at = math.inf
-        self.kill_why = ""
+        self.side = 0
+        """The side of who is in charge, or was last."""
+        self.processes: dict[int, Process] = {}
+        """By side."""
         self.start_at = math.inf
         self.restarts = 0
         self.failures = 0
         """Deaths without 10 s of health between them."""
         self.ever_ready = False
-        self.why = ""
-        """What the process said of its end, if it did."""
 
     def __repr__(self) -> str:
-        return f"<Slot {self.number} {self.state.value} pid={self.pid} restarts={self.restarts}>"
+        return f"<Slot {self.number} {self.process} restarts={self.restarts}>"
 
     @property
-    def is_running(self) -> bool:
-        """Whether there is a process to be waited for."""
-        return self.state is not State.WAITING
+    def seat(self) -> Seat:
+        """The seat of who is in charge."""
+        return Seat(self.number, self.side)
 
     @property
-    def was_ready(self) -> bool:
-        """Whether the process in it (or the last one) served."""
-        return self.ready_at != math.inf
+    def process(self) -> Process | None:
+        """Who is in charge."""
+        return self.processes.get(self.side)
 
-    def move(self, event: str) -> None:
-        """Raises: IllegalTransition."""
-        state = _NEXT.get((self.state, event))
-        if state is None:
-            raise IllegalTransition(f"{event} while {self.state.value}")
-        self.state = state
+    @property
+    def state(self) -> State:
+        """WAITING while nobody is in charge."""
+        return self.process.state if self.process else State.WAITING
 
-    def kill_by(self, at: float, why: str) -> None:
-        """The process must be gone at `at`; the earliest such time counts."""
-        if at < self.kill_at:
-            self.kill_at, self.kill_why = at, why
+    @property
+    def pid(self) -> int:
+        """0 while nobody is in charge."""
+        return self.process.pid if self.process else 0
 
 
 class Supervisor:
@@ -181,7 +124,8 @@ class Supervisor:
         self.timing = timing
         self.boot_fault: str | None = None
         """Why the engine could not boot, once that is so."""
-        self._generation = 1
+        self.generation = 1
+        """Of the newest process."""
         self._ticked_at = math.inf
         self._resumed_at = -math.inf
 
@@ -190,66 +134,86 @@ class Supervisor:
 
     def start(self) -> list[Action]:
         """The first process of every slot. They share generation 1; each later process has one of its own."""
-        return [Spawn(slot.number, self._generation) for slot in self.slots]
+        return [Spawn(slot.seat, self.generation) for slot in self.slots]
+
+    def processes(self) -> Iterator[Process]:
+        """All that live, by slot."""
+        return (process for slot in self.slots for process in list(slot.processes.values()))
+
+    def at(self, seat: Seat) -> Process:
+        """Who sits there. Raises: IllegalTransition for nobody."""
+        process = self.slots[seat.slot].processes.get(seat.side)
+        if process is None:
+            raise IllegalTransition(f"nobody is at {seat}")
+        return process
 
     # What happened to a process
 
-    def spawned(self, number: int, pid: int, generation: int, now: float) -> None:
-        """There is a process for the slot."""
-        slot = self.slots[number]
-        slot.move("spawned")
-        slot.pid, slot.generation, slot.why = pid, generation, ""
-        slot.spawned_at, slot.ready_at, slot.start_at = now, math.inf, math.inf
-        slot.kill_at = math.inf
+    def spawned(self, seat: Seat, pid: int, generation: int, now: float) -> None:
+        """There is a process in the seat."""
+        slot = self.slots[seat.slot]
+        if seat.side in slot.processes:
+            raise IllegalTransition(f"spawned while {slot.processes[seat.side].state.value}")
+        process = slot.processes[seat.side] = Process(seat, pid, generation, now)
+        if seat == slot.seat:
+            slot.start_at = math.inf
         timeout_s = self.timing.start_timeout_s
-        slot.kill_by(now + timeout_s, f"not ready {timeout_s:g} s after its start")
+        process.kill_by(now + timeout_s, f"not ready {timeout_s:g} s after its start")
 
-    def spawn_failed(self, number: int, why: str, now: float) -> list[Action]:
-        """There could be no process for the slot (memory, process limit, no interpreter)."""
-        slot = self.slots[number]
-        slot.ready_at, slot.why = math.inf, why
-        return self._died(slot, why, by_others=False, now=now)
+    def spawn_failed(self, seat: Seat, why: str, now: float) -> list[Action]:
+        """There could be no process in the seat (memory, process limit, no interpreter)."""
+        slot = self.slots[seat.slot]
+        return self._died(slot, None, why, by_others=False, now=now) if seat == slot.seat else []
 
-    def ready(self, number: int, now: float) -> list[Action]:
-        """The worker serves. Raises: IllegalTransition if it said so before."""
-        slot = self.slots[number]
-        slot.move("ready")
-        if slot.state is not State.READY:
+    def ready(self, seat: Seat, version: int, now: float) -> list[Action]:
+        """The worker serves, or stands by. Raises: IllegalTransition if it said so before."""
+        slot, process = self.slots[seat.slot], self.at(seat)
+        process.move("ready")
+        if process.state is not State.READY:
             return []
-        slot.ready_at, slot.kill_at, slot.ever_ready = now, math.inf, True
+        process.ready_at, process.kill_at, process.version = now, math.inf, version
+        slot.ever_ready = True
         if self.phase is Phase.BOOTING and all(slot.state is State.READY for slot in self.slots):
             self.phase = Phase.UP
             return [Up()]
         return []
 
-    def ending(self, number: int, why: str, now: float, timeout_s: float | None = None) -> None:
+    def ending(self, seat: Seat, why: str, now: float, timeout_s: float | None = None) -> None:
         """The worker said that it ends, and why."""
-        slot = self.slots[number]
-        slot.move("stopping")
-        slot.why = slot.why or why
+        process = self.at(seat)
+        process.move("stopping")
+        process.why = process.why or why
         timeout_s = self.timing.end_timeout_s if timeout_s is None else timeout_s
-        slot.kill_by(now + timeout_s, f"did not end: {why}")
+        process.kill_by(now + timeout_s, f"did not end: {why}")
 
-    def lost(self, number: int, now: float) -> None:
+    def lost(self, seat: Seat, now: float) -> None:
         """The worker closed its control socket, as it does when it ends."""
-        slot = self.slots[number]
-        slot.move("stopping")
-        slot.kill_by(now + self.timing.end_timeout_s, "its control socket is closed")
+        process = self.at(seat)
+        process.move("stopping")
+        process.kill_by(now + self.timing.end_timeout_s, "its control socket is closed")
 
-    def misbehaved(self, number: int, why: str) -> list[Action]:
-        """The worker cannot be talked to."""
-        return self._kill(self.slots[number], why)
+    def kill(self, seat: Seat, why: str) -> list[Action]:
+        """The worker must go at once: it cannot be talked to, or is of no use."""
+        process = self.at(seat)
+        process.move("kill")
+        process.kill_at, process.kill_why = math.inf, why
+        return [Kill(seat, why)]
 
-    def exited(self, number: int, how: str, *, by_others: bool, now: float) -> list[Action]:
+    def exited(self, seat: Seat, how: str, *, by_others: bool, now: float) -> list[Action]:
         """The process is gone. `by_others`: SIGKILL or SIGTERM ended it, whoever sent it."""
-        slot = self.slots[number]
-        by_others = by_others and slot.state is not State.KILLED
-        how = slot.kill_why if slot.state is State.KILLED else how
-        slot.move("exited")
-        slot.pid, slot.kill_at = 0, math.inf
-        return self._died(slot, slot.why or how, by_others=by_others, now=now)
+        slot, process = self.slots[seat.slot], self.at(seat)
+        del slot.processes[seat.side]
+        if self.phase is Phase.STOPPING:
+            return self._maybe_ended()
+        if seat != slot.seat:
+            return self._due_spawns(now)
+        by_others = by_others and process.state is not State.KILLED
+        return self._died(slot, process, process.why_gone(how), by_others=by_others, now=now)
 
-    def _died(self, slot: Slot, why: str, *, by_others: bool, now: float) -> list[Action]:
+    def _died(
+        self, slot: Slot, process: Process | None, why: str, *, by_others: bool, now: float
+    ) -> list[Action]:
+        """Nobody is in charge of the slot any more."""
         if self.phase is Phase.STOPPING:
             return self._maybe_ended()
         booting = self.phase is Phase.BOOTING and not slot.ever_ready
@@ -257,59 +221,76 @@ class Supervisor:
             self.boot_fault = f"worker {slot.number} could not start: {why}"
             return self.stop_fast(now)
         slot.restarts += 1
-        slot.start_at = now + self._backoff_s(slot, now)
+        slot.start_at = now + self._backoff_s(slot, process, now)
         return self._due_spawns(now)
 
-    def _backoff_s(self, slot: Slot, now: float) -> float:
+    def _backoff_s(self, slot: Slot, process: Process | None, now: float) -> float:
         timing = self.timing
-        if slot.was_ready and now - slot.ready_at >= timing.healthy_s:
+        was_ready = process is not None and process.was_ready
+        if process is not None and now - process.ready_at >= timing.healthy_s:
             slot.failures = 0
         slot.failures += 1
         if slot.failures == 1:
             return 0.0
-        longest_s = timing.backoff_ready_max_s if slot.was_ready else timing.backoff_max_s
+        longest_s = timing.backoff_ready_max_s if was_ready else timing.backoff_max_s
         # The exponent is bounded as 2.0 ** 1100 would raise.
         return min(longest_s, timing.backoff_first_s * 2.0 ** min(slot.failures - 2, 32))
 
+    # Two processes in a slot
+
+    def spawn_beside(self, number: int) -> Spawn:
+        """A second process for the slot, in the seat that is free."""
+        return Spawn(self.slots[number].seat.other, self._next_generation(), standby=True)
+
+    def put_in_charge(self, seat: Seat) -> None:
+        """From now on this process is the slot's. Raises: IllegalTransition if nobody sits there."""
+        self.slots[seat.slot].side = self.at(seat).seat.side
+
+    def tell_stop(self, seat: Seat, told_s: float, kill_at: float, why: str) -> list[Action]:
+        """Asks the worker to stop; it is killed at `kill_at`."""
+        process = self.at(seat)
+        process.move("stopping")
+        process.kill_by(kill_at, why)
+        return [TellStop(seat, told_s)]
+
     # Time
 
-    def tick(self, now: float, beats: Sequence[float]) -> list[Action]:
-        """What is due at `now`; `beats` has each slot's last heartbeat, 0 for none."""
+    def tick(self, now: float, beat_of: Callable[[Seat], float]) -> list[Action]:
+        """What is due at `now`; `beat_of` tells a seat's last heartbeat, 0 for none."""
         if now - self._ticked_at > PAUSE_S:
             self._resumed_at = now
         self._ticked_at = now
         actions: list[Action] = []
-        for slot, beat in zip(self.slots, beats, strict=True):
-            if slot.state is State.READY:
-                self._check_beat(slot, beat, now)
-            if now >= slot.kill_at:
-                actions += self._kill(slot, slot.kill_why)
+        for process in self.processes():
+            if process.state is State.READY:
+                self._check_beat(process, beat_of(process.seat), now)
+            if now >= process.kill_at:
+                actions += self.kill(process.seat, process.kill_why)
         return actions + self._due_spawns(now)
 
-    def _check_beat(self, slot: Slot, beat: float, now: float) -> None:
-        silent_s = now - max(beat, slot.ready_at, self._resumed_at)
+    def _check_beat(self, process: Process, beat: float, now: float) -> None:
+        silent_s = now - max(beat, process.ready_at, self._resumed_at)
         if silent_s > self.timing.heartbeat_timeout_s:
-            slot.kill_by(now, f"silent for {silent_s:.1f} s")
+            process.kill_by(now, f"silent for {silent_s:.1f} s")
 
     def _due_spawns(self, now: float) -> list[Action]:
         actions: list[Action] = []
         if self.phase in (Phase.STOPPING, Phase.ENDED):
             return actions
         for slot in self.slots:
-            if slot.state is State.WAITING and now >= slot.start_at:
+            if not slot.processes and now >= slot.start_at:
                 slot.start_at = math.inf
-                self._generation += 1
-                actions.append(Spawn(slot.number, self._generation))
+                actions.append(Spawn(slot.seat, self._next_generation()))
         return actions
 
-    def _kill(self, slot: Slot, why: str) -> list[Action]:
-        slot.move("kill")
-        slot.kill_at, slot.kill_why = math.inf, why
-        return [Kill(slot.number, why)]
+    def _next_generation(self) -> int:
+        self.generation += 1
+        return self.generation
 
     def next_due_s(self, now: float) -> float:
         """How long the loop may sleep."""
-        due = min(min(slot.kill_at, slot.start_at) for slot in self.slots)
+        starts = (slot.start_at for slot in self.slots if not slot.processes)
+        due = min((*(process.kill_at for process in self.processes()), *starts), default=math.inf)
         look_s = min(1.0, self.timing.heartbeat_timeout_s / 4)
         return max(0.0, min(due - now, look_s))
 
@@ -327,27 +308,25 @@ class Supervisor:
     def stop_now(self, now: float) -> list[Action]:
         """By SIGKILL."""
         self._stop(now, 0.0, 0.0)
-        return [action for slot in self._running() for action in self._kill(slot, "told to be gone")]
+        return [
+            action for process in self.processes() for action in self.kill(process.seat, "told to be gone")
+        ]
 
     def _stop(self, now: float, told_s: float, kill_after_s: float) -> list[Action]:
         if self.phase is Phase.ENDED:
             return []
         self.phase = Phase.STOPPING
         actions: list[Action] = []
-        for slot in list(self._running()):
-            if slot.state is State.STARTING:
+        for process in self.processes():
+            if process.state is State.STARTING:
                 # It serves nobody yet and may be busy loading for long.
-                actions += self._kill(slot, "stopped while it started")
-            elif slot.state is not State.KILLED:
-                slot.move("stopping")
-                slot.kill_by(now + kill_after_s, "not gone at the deadline")
-                actions.append(TellStop(slot.number, told_s))
+                actions += self.kill(process.seat, "stopped while it started")
+            elif process.state is not State.KILLED:
+                kill_at = now + kill_after_s
+                actions += self.tell_stop(process.seat, told_s, kill_at, "not gone at the deadline")
         return actions or self._maybe_ended()
 
-    def _running(self) -> Iterator[Slot]:
-        return (slot for slot in self.slots if slot.is_running)
-
     def _maybe_ended(self) -> list[Action]:
-        if not any(self._running()):
+        if not any(True for _ in self.processes()):
             self.phase = Phase.ENDED
         return []

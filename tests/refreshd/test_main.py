@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from refreshd import __main__ as command
-from refreshd import __version__
+from refreshd import __version__, config_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def test_a_wrong_configuration_starts_nothing(tmp_path: Path) -> None:
     [
         (None, "cannot be read: No such file or directory"),
         (b"[engine]\n# \xff\n", "line 2: not UTF-8"),
-        (b"#" * (command.CONFIG_FILE_MAX_BYTES + 1), "the file has more than 4,194,304 bytes"),
+        (b"#" * (config_file.CONFIG_FILE_MAX_BYTES + 1), "the file has more than 4,194,304 bytes"),
     ],
 )
 def test_a_file_that_cannot_be_read(
@@ -66,7 +66,7 @@ def test_a_file_that_cannot_be_read(
 def test_a_secret_is_what_the_file_holds(content: bytes, secret: bytes) -> None:
     Path("key").write_bytes(content)
     Path("c.toml").write_text('[[key]]\nname = "k"\nsecret_file = "key"\n')
-    assert command.load("c.toml").keys[0].secret == secret
+    assert config_file.ConfigFile("c.toml").load().keys[0].secret == secret
 
 
 @pytest.mark.parametrize(

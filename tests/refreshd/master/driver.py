@@ -40,10 +40,7 @@ class Engine:
         self.fakes = folder / "fakes"
         self.fakes.mkdir(parents=True, exist_ok=True)
         self.config = folder / "refreshd.toml"
-        self.config.write_text(
-            f'[engine]\nlisten = "127.0.0.1:0"\nhttp = ""\ndata = "{self.data}"\n'
-            f"workers = {workers}\n{settings}"
-        )
+        self.configure(settings, workers=workers)
         self.timing = {"heartbeat_timeout_s": 10.0, "end_timeout_s": 0.5, "fast_stop_s": 1.0, **timing}
         self.process: subprocess.Popen[bytes] | None = None
         self._started = 0
@@ -65,6 +62,13 @@ class Engine:
 
     # Before and at the start
 
+    def configure(self, settings: str, *, workers: int = 2) -> None:
+        """What the configuration says from now on; `settings` are lines of [engine] and what follows."""
+        self.config.write_text(
+            f'[engine]\nlisten = "127.0.0.1:0"\nhttp = ""\ndata = "{self.data}"\n'
+            f"workers = {workers}\n{settings}"
+        )
+
     def behave(self, slot: int, behaviour: str) -> None:
         """What the next process of the slot shall do."""
         draft = self.fakes / f"draft-{slot}"
@@ -77,15 +81,13 @@ class Engine:
         self.log_path = self.folder / f"log-{self._started}"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.refreshd.master.run_master",
-                    self.config,
-                    json.dumps(self.timing),
-                ],
+                [sys.executable, "-m", "tests.refreshd.master.run_master", "--config", self.config],
                 cwd=ROOT,
-                env={**os.environ, "FAKE_WORKERS": str(self.fakes)},
+                env={
+                    **os.environ,
+                    "FAKE_WORKERS": str(self.fakes),
+                    "FAKE_TIMING": json.dumps(self.timing),
+                },
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
@@ -164,14 +166,33 @@ class Engine:
         assert first == f"ok n={len(rows)}".encode()
         return [parse(row).fields for row in rows]
 
+    def row_of(self, slot: int) -> dict[str, str]:
+        """The row of who is in charge of a slot."""
+        return next(row for row in self.workers() if row["worker"] == str(slot))
+
     def pid_of(self, slot: int) -> int:
-        return int(self.workers()[slot]["pid"])
+        return int(self.row_of(slot)["pid"])
+
+    def request(self, line: str) -> dict[str, str]:
+        """The fields of the first line that the master answers; `code` is among them if it refused."""
+        return parse(self.ask(line.encode() + b"\n").split(b"\n")[0]).fields
+
+    def outcome(self, number: str) -> dict[str, str]:
+        """How an operation ended, once it has."""
+
+        def over() -> dict[str, str] | None:
+            answer = self.request(f"operation operation={number}")
+            return answer if answer["state"] in ("done", "failed") else None
+
+        outcome = wait_until(over, f"operation {number} is over")
+        self.remember_workers()
+        return outcome
 
     def wait_for_worker(self, slot: int, other_than: int = 0) -> int:
         """The pid of the ready worker in a slot, once it is another process than that."""
 
         def replaced() -> int | None:
-            row = self.workers()[slot]
+            row = self.row_of(slot)
             return int(row["pid"]) if row["state"] == "ready" and int(row["pid"]) != other_than else None
 
         pid = wait_until(replaced, f"a new ready worker in slot {slot}")
@@ -193,3 +214,20 @@ class Engine:
         """The exit code."""
         assert self.process is not None
         return self.process.wait(PATIENCE_S)
+
+
+MakeEngine = Callable[..., Engine]
+
+
+def starts(engine: Engine, slot: int) -> list[dict[str, Any]]:
+    return [note for note in engine.notes(slot) if "start" in note]
+
+
+def notes(engine: Engine, slot: int, key: str) -> list[dict[str, Any]]:
+    """What the processes of a slot wrote down of one kind."""
+    return [note for note in engine.notes(slot) if key in note]
+
+
+def reload(engine: Engine) -> dict[str, str]:
+    """Reloads; what became of it."""
+    return engine.outcome(engine.request("reload")["operation"])

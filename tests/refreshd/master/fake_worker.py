@@ -1,7 +1,11 @@
 """A worker that serves nothing and behaves as a file says, started by the real master.
 
-The folder $FAKE_WORKERS holds `slot-N` (what the next process of slot N shall do,
-see BEHAVIOURS) and gets `slot-N.log`, one JSON object for each thing that came.
+The folder $FAKE_WORKERS holds `slot-N` (what the next process of slot N shall do) and
+gets `slot-N.log`, one JSON object for each thing that came.
+
+What it shall do is one of BEHAVIOURS, or words STEP:DEED for steps of a hand-over or a
+reload (the names of the messages, in small letters) at which it does not do as it should:
+`die` (at once), `freeze` (SIGSTOP), `ignore` (go on and never answer), `decline`, `refuse`.
 """
 
 import argparse
@@ -17,7 +21,7 @@ from pathlib import Path
 
 from refreshd import control
 from refreshd.config import from_plain
-from refreshd.scoreboard import Row, Scoreboard
+from refreshd.scoreboard import Row, Scoreboard, row_of
 
 FOLDER = Path(os.environ["FAKE_WORKERS"])
 BEAT_S = 0.05
@@ -35,9 +39,12 @@ class FakeWorker:
         self.control = socket.socket(fileno=self.arguments.control_fd)
         self.listener = socket.socket(fileno=self.arguments.listen_fd)
         self.scoreboard = Scoreboard(self.arguments.scoreboard_fd)
-        self.peers: dict[int, list[int]] = {}
+        self.peers: dict[int | str, list[int]] = {}
         path = FOLDER / f"slot-{self.slot}"
-        self.behaviour = path.read_text() if path.exists() else "ready"
+        behaviour = path.read_text() if path.exists() else "ready"
+        self.deeds = dict(word.split(":") for word in behaviour.split()) if ":" in behaviour else {}
+        self.behaviour = "ready" if self.deeds else behaviour
+        self.row = row_of(self.slot, 0)
         self.beats = True
         self.obeys = True
 
@@ -49,23 +56,42 @@ class FakeWorker:
         message, fds, _ = control.receive(self.control)
         assert isinstance(message, control.Start)
         assert not fds
+        self.row = row_of(message.slot, message.side)
         config = from_plain(message.config)
         self.note(
             start=message.slot,
             workers=message.workers,
             generation=message.generation,
             lanes=message.lanes,
+            side=message.side,
+            standby=message.standby,
+            draining=message.draining,
             engine=config.engine.id,
+            line_max=config.engine.line_max,
+            tasks_max=config.engine.tasks_max,
+            code=__file__,
             cpus=sorted(os.sched_getaffinity(0)),
             fds=sorted(int(fd) for fd in os.listdir("/proc/self/fd"))[:-1],
         )
-        BEHAVIOURS[self.behaviour](self)
+        if self.step("start"):
+            BEHAVIOURS[self.behaviour](self)
+
+    def step(self, name: str) -> bool:
+        """Whether it goes on at this step as it should."""
+        deed = self.deeds.get(name)
+        if deed == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif deed == "decline":
+            control.send(self.control, control.Declined(f"it declines at {name}"))
+        return deed is None
 
     def serve(self) -> None:
         self.listener.setblocking(False)
         while True:
             if self.beats:
-                self.scoreboard.write(self.slot, Row(time.monotonic_ns(), os.getpid(), 3, 4, 1))
+                self.scoreboard.write(self.row, Row(time.monotonic_ns(), os.getpid(), 3, 4, 1))
             met = [fd for fds in self.peers.values() for fd in fds]
             readable, _, _ = select.select([self.control, self.listener, *met], [], [], BEAT_S)
             for slot, fds in self.peers.items():
@@ -90,9 +116,11 @@ class FakeWorker:
             sys.exit(0)
         message, fds, rest = received
         match message:
-            case control.Peer(slot, generation):
-                self.note(peer=slot, generation=generation, fds=len(fds))
+            case control.Peer(slot, generation, side, succeeds):
+                self.note(peer=slot, generation=generation, side=side, succeeds=succeeds, fds=len(fds))
                 self.meet(slot, fds)
+                if succeeds:
+                    self.step("peer")
             case control.Adopt(role, peer):
                 self.note(adopt=role, peer=peer, rest=rest.decode())
                 with socket.socket(fileno=fds[0]) as sock:
@@ -102,8 +130,43 @@ class FakeWorker:
                 if self.obeys:
                     control.send(self.control, control.Stopping())
                     sys.exit(0)
+            case _:
+                self.hear_of_change(message, fds)
 
-    def meet(self, slot: int, fds: list[int]) -> None:
+    def hear_of_change(self, message: control.Message, fds: list[int]) -> None:
+        match message:
+            case control.TakeOver(generation):
+                self.note(take_over=generation, fds=len(fds))
+                self.meet("partner", fds)
+                self.step("take_over")
+            case control.HandOver(generation):
+                self.note(hand_over=generation, fds=len(fds))
+                self.meet("partner", fds)
+                self.hand_over()
+            case control.Resume():
+                self.note(resume=True)
+                if self.step("resume"):
+                    control.send(self.control, control.Resumed(7, 1))
+            case control.Inherit():
+                self.note(inherit=True)
+                if self.step("inherit"):
+                    control.send(self.control, control.Resumed(7, 1))
+            case control.Drain(on):
+                self.note(drain=on)
+            case control.Configure(number, config):
+                self.note(configure=number, tasks_max=config["engine"]["tasks_max"])
+                why = "it cannot" if self.deeds.get("configure") == "refuse" else ""
+                if why or self.step("configure"):
+                    control.send(self.control, control.Configured(number, why))
+
+    def hand_over(self) -> None:
+        if not self.step("hand_over"):
+            return
+        control.send(self.control, control.Given(7, 1, 1))
+        if self.step("given"):
+            control.send(self.control, control.Moved(3, 0, 1))
+
+    def meet(self, slot: int | str, fds: list[int]) -> None:
         """Greets the sibling over both sockets; replaces what there was to an earlier process of the slot."""
         for fd in self.peers.pop(slot, []):
             os.close(fd)
@@ -114,12 +177,13 @@ class FakeWorker:
             except BrokenPipeError:
                 pass
 
-    def read_greeting(self, slot: int, fd: int) -> bool:
+    def read_greeting(self, slot: int | str, fd: int) -> bool:
         """False, and closed, once the sibling is gone."""
         try:
             greeting = os.read(fd, 100)
         except ConnectionResetError:
-            greeting = b""
+            # It had not read ours. The kernel says so once, ahead of its last words.
+            return True
         if greeting:
             with socket.socket(fileno=os.dup(fd)) as sock:
                 self.note(met=greeting.decode(), kind=sock.type)
@@ -128,8 +192,9 @@ class FakeWorker:
         return False
 
     def be_ready(self) -> None:
-        self.scoreboard.write(self.slot, Row(time.monotonic_ns(), os.getpid(), 0, 0, 1))
-        control.send(self.control, control.Ready(unfinished=7, load_ms=1))
+        self.scoreboard.write(self.row, Row(time.monotonic_ns(), os.getpid(), 0, 0, 1))
+        version = 1 if self.behaviour == "old" else control.VERSION
+        control.send(self.control, control.Ready(7, 1, version, release="fake"))
         self.serve()
 
     def be_silent(self) -> None:
@@ -157,17 +222,18 @@ class FakeWorker:
         self.hang()
 
     def repeat(self) -> None:
-        control.send(self.control, control.Ready())
+        control.send(self.control, control.Ready(version=control.VERSION))
         self.be_ready()
 
     def close_control(self) -> None:
-        control.send(self.control, control.Ready())
+        control.send(self.control, control.Ready(version=control.VERSION))
         self.control.close()
         self.hang()
 
 
 BEHAVIOURS: dict[str, Callable[[FakeWorker], None]] = {
     "ready": FakeWorker.be_ready,
+    "old": FakeWorker.be_ready,
     "silent": FakeWorker.be_silent,
     "stubborn": FakeWorker.be_stubborn,
     "fail": FakeWorker.fail,

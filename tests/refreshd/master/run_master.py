@@ -1,17 +1,23 @@
-"""`python -m tests.refreshd.master.run_master CONFIG TIMING`: the real master with fake workers."""
+"""`python -m tests.refreshd.master.run_master --config FILE`: the real program with fake workers.
+
+$FAKE_TIMING has what differs from `Timing()`, as JSON.
+"""
 
 import json
+import os
 import sys
 
-from refreshd.__main__ import load, run
+from refreshd.__main__ import main
+from refreshd.config import Config
+from refreshd.config_file import ConfigFile
 from refreshd.master.master import Master
-from refreshd.master.slots import Timing
+from refreshd.master.processes import Timing
+
+
+def make(config: Config, file: ConfigFile) -> Master:
+    timing = Timing(**json.loads(os.environ["FAKE_TIMING"]))
+    return Master(config, file, worker_module="tests.refreshd.master.fake_worker", timing=timing)
+
 
 if __name__ == "__main__":
-    timing = Timing(**json.loads(sys.argv[2]))
-    sys.exit(
-        run(
-            load(sys.argv[1]),
-            lambda config: Master(config, worker_module="tests.refreshd.master.fake_worker", timing=timing),
-        )
-    )
+    sys.exit(main(make_master=make))

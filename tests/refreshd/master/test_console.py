@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
 
-from refreshd import __version__
+from refreshd import __version__, control
 from refreshd.errors import ConfigError
 from refreshd.master.children import Child
 from refreshd.master.console import Console
 from refreshd.master.operations import Kind, Operation, Operations, config_refused
-from refreshd.master.slots import Supervisor, Timing
+from refreshd.master.processes import Seat, Timing
+from refreshd.master.slots import Supervisor
 from refreshd.scoreboard import Scoreboard
 from wire.lines import Line, parse
 from wire.verbs import MASTER_VERBS
@@ -44,11 +46,17 @@ class Bench:
     def __init__(self, scoreboard: Scoreboard) -> None:
         self.supervisor = Supervisor(2, Timing())
         self.operator = NotingOperator()
-        self.children: dict[int, Child] = {}
+        self.children: dict[Seat, Child] = {}
         self.console = Console(self.supervisor, self.children, scoreboard, self.operator)
         self.supervisor.start()
-        self.supervisor.spawned(0, 4711, 1, 0.0)
-        self.supervisor.ready(0, 0.0)
+        self.sockets: list[socket.socket] = []
+        self.spawned(Seat(0), 4711, 1)
+        self.supervisor.ready(Seat(0), control.VERSION, 0.0)
+
+    def spawned(self, seat: Seat, pid: int, generation: int) -> None:
+        self.sockets.append(socket.socket(socket.AF_UNIX))
+        self.children[seat] = Child(seat, generation, pid, self.sockets[-1])
+        self.supervisor.spawned(seat, pid, generation, 0.0)
 
     def ask(self, request: bytes) -> Line:
         return parse(self.console.answer(parse(request)).split(b"\n", 1)[0])
@@ -61,7 +69,10 @@ class Bench:
 def bench() -> Iterator[Bench]:
     fd = Scoreboard.create()
     scoreboard = Scoreboard(fd)
-    yield Bench(scoreboard)
+    bench = Bench(scoreboard)
+    yield bench
+    for sock in bench.sockets:
+        sock.close()
     scoreboard.close()
     os.close(fd)
 
@@ -103,8 +114,8 @@ def test_a_wrong_configuration_is_refused_with_every_fault(bench: Bench) -> None
 
 
 def test_draining_and_back(bench: Bench) -> None:
-    bench.supervisor.spawned(1, 4712, 1, 0.0)
-    bench.supervisor.ready(1, 0.0)
+    bench.spawned(Seat(1), 4712, 1)
+    bench.supervisor.ready(Seat(1), control.VERSION, 0.0)
     for verb, phase in ((b"drain", "draining"), (b"drain", "draining"), (b"undrain", "up")):
         assert bench.ask(verb).verb == "ok"
         assert bench.ask(b"engine_status").fields["phase"] == phase
@@ -132,3 +143,18 @@ def test_the_rows_of_workers(bench: Bench) -> None:
         ("0", "4711", "ready", "serving", "1"),
         ("1", "0", "waiting", "standby", "0"),
     ]
+
+
+def test_a_slot_that_is_handed_over_has_two_rows(bench: Bench) -> None:
+    def shown() -> list[tuple[str, str, str]]:
+        return [(row["pid"], row["state"], row["role"]) for row in bench.rows(b"list_workers")[:2]]
+
+    old, new = Seat(0), Seat(0, 1)
+    bench.spawned(new, 4712, 2)
+    assert shown() == [("4711", "ready", "serving"), ("4712", "starting", "standby")]
+    bench.supervisor.ready(new, control.VERSION, 0.0)
+    assert shown() == [("4711", "ready", "serving"), ("4712", "ready", "standby")]
+    bench.supervisor.put_in_charge(new)
+    assert shown() == [("4712", "ready", "serving"), ("4711", "ready", "leaving")]
+    bench.supervisor.tell_stop(old, 0.0, 1.0, "")
+    assert shown() == [("4712", "ready", "serving"), ("4711", "stopping", "leaving")]

@@ -3,13 +3,10 @@
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.refreshd.master.driver import Engine, wait_until
+from tests.refreshd.master.driver import Engine, MakeEngine, starts, wait_until
 
 TERM, INT, KILL, STOP, CONT = (
     signal.SIGTERM,
@@ -18,29 +15,6 @@ TERM, INT, KILL, STOP, CONT = (
     signal.SIGSTOP,
     signal.SIGCONT,
 )
-MakeEngine = Callable[..., Engine]
-
-
-@pytest.fixture
-def make_engine(tmp_path: Path) -> Iterator[MakeEngine]:
-    made: list[Engine] = []
-
-    def make(**options: Any) -> Engine:
-        made.append(Engine(tmp_path, **options))
-        return made[-1]
-
-    yield make
-    for engine in made:
-        engine.__exit__()
-
-
-@pytest.fixture
-def engine(make_engine: MakeEngine) -> Engine:
-    return make_engine().start_up()
-
-
-def starts(engine: Engine, slot: int) -> list[dict[str, Any]]:
-    return [note for note in engine.notes(slot) if "start" in note]
 
 
 def met(engine: Engine, slot: int) -> set[tuple[str, int]]:
@@ -311,22 +285,6 @@ def test_a_stop_during_the_boot(make_engine: MakeEngine) -> None:
     engine.signal(TERM)
     assert engine.wait() == 0
     assert engine.log("worker killed")[0]["why"] == "stopped while it started"
-
-
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
-def test_reload_and_upgrade_are_not_built_yet_and_kill_nothing(
-    engine: Engine, number: signal.Signals
-) -> None:
-    pids = [engine.pid_of(slot) for slot in (0, 1)]
-    engine.signal(number)
-
-    def told() -> list[dict[str, Any]]:
-        return [
-            line for line in engine.log() if line["event"].startswith(f"{number.name}: this version has no")
-        ]
-
-    wait_until(told, "a line about it")
-    assert [engine.pid_of(slot) for slot in (0, 1)] == pids
 
 
 # The death of the master

@@ -7,20 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from refreshd.master import slots
-from refreshd.master.slots import (
-    Action,
-    IllegalTransition,
-    Kill,
-    Phase,
-    Spawn,
-    State,
-    Supervisor,
-    TellStop,
-    Timing,
-    Up,
-)
+from refreshd.master.processes import IllegalTransition, Seat, State, Timing
+from refreshd.master.slots import Action, Kill, Phase, Spawn, Supervisor, TellStop, Up
 
 TIMING = Timing()
+VERSION = 2
 
 
 class Drive:
@@ -30,7 +21,7 @@ class Drive:
         self.supervisor = Supervisor(workers, timing)
         self.now = 1000.0
         self.pid = 100
-        self.beats = [0.0] * workers
+        self.beats = {Seat(number): 0.0 for number in range(workers)}
         self.said: list[Action] = []
         self.do(self.supervisor.start())
 
@@ -39,29 +30,29 @@ class Drive:
         for action in actions:
             if isinstance(action, Spawn):
                 self.pid += 1
-                self.supervisor.spawned(action.slot, self.pid, action.generation, self.now)
+                self.supervisor.spawned(action.seat, self.pid, action.generation, self.now)
         return actions
 
     def ready(self, *numbers: int) -> "Drive":
         for number in numbers:
-            self.beats[number] = self.now
-            self.do(self.supervisor.ready(number, self.now))
+            self.beats[Seat(number)] = self.now
+            self.do(self.supervisor.ready(Seat(number), VERSION, self.now))
         return self
 
     def die(self, number: int, how: str = "exit status 1", *, by_others: bool = False) -> list[Action]:
-        return self.do(self.supervisor.exited(number, how, by_others=by_others, now=self.now))
+        return self.do(self.supervisor.exited(Seat(number), how, by_others=by_others, now=self.now))
 
     def wait(self, seconds: float, *, beating: bool = True) -> list[Action]:
         """Lets time pass as the master's loop does: never more than is due, nor than a second."""
         actions: list[Action] = []
         end = self.now + seconds
         while True:
-            actions += self.do(self.supervisor.tick(self.now, self.beats))
+            actions += self.do(self.supervisor.tick(self.now, self.beats.__getitem__))
             if self.now >= end:
                 return actions
             self.now = min(end, self.now + max(0.01, self.supervisor.next_due_s(self.now)))
             if beating:
-                self.beats = [self.now] * len(self.beats)
+                self.beats = dict.fromkeys(self.beats, self.now)
 
     def states(self) -> list[State]:
         return [slot.state for slot in self.supervisor.slots]
@@ -73,8 +64,8 @@ class Drive:
             return 0.0
         delay_s = slot.start_at - self.now
         self.now += delay_s
-        self.do(self.supervisor.tick(self.now, self.beats))
-        assert slot.is_running
+        self.do(self.supervisor.tick(self.now, self.beats.__getitem__))
+        assert slot.processes
         return round(delay_s, 6)
 
 
@@ -83,7 +74,7 @@ class Drive:
 
 def test_all_slots_are_started_and_up_is_told_once() -> None:
     drive = Drive(3)
-    assert drive.said == [Spawn(0, 1), Spawn(1, 1), Spawn(2, 1)]
+    assert drive.said == [Spawn(Seat(0), 1), Spawn(Seat(1), 1), Spawn(Seat(2), 1)]
     drive.ready(2, 0)
     assert drive.supervisor.phase is Phase.BOOTING
     drive.ready(1)
@@ -95,11 +86,11 @@ def test_all_slots_are_started_and_up_is_told_once() -> None:
 
 def test_who_fails_to_boot_ends_the_engine_and_the_reason_is_kept() -> None:
     drive = Drive(3).ready(0)
-    drive.supervisor.ending(1, "the store is damaged", drive.now)
+    drive.supervisor.ending(Seat(1), "the store is damaged", drive.now)
     actions = drive.die(1)
     assert drive.supervisor.boot_fault == "worker 1 could not start: the store is damaged"
     # Who serves is asked, who starts is not.
-    assert actions == [TellStop(0, 0.0), Kill(2, "stopped while it started")]
+    assert actions == [TellStop(Seat(0), 0.0), Kill(Seat(2), "stopped while it started")]
     drive.die(0)
     assert drive.supervisor.phase is Phase.STOPPING
     drive.die(2)
@@ -116,7 +107,7 @@ def test_an_exit_before_ready_is_a_boot_failure() -> None:
 def test_no_process_at_boot_is_a_boot_failure() -> None:
     supervisor = Supervisor(1, TIMING)
     supervisor.start()
-    assert supervisor.spawn_failed(0, "out of memory", 0.0) == []
+    assert supervisor.spawn_failed(Seat(0), "out of memory", 0.0) == []
     assert supervisor.boot_fault == "worker 0 could not start: out of memory"
     assert supervisor.phase is Phase.ENDED
 
@@ -133,8 +124,8 @@ def test_somebody_who_kills_at_boot_says_nothing_about_the_code() -> None:
 
 def test_a_worker_that_was_ready_is_replaced_even_before_the_engine_is_up() -> None:
     drive = Drive(2).ready(0)
-    assert drive.die(0) == [Spawn(0, 2)]
-    drive.supervisor.ending(0, "now it fails", drive.now)
+    assert drive.die(0) == [Spawn(Seat(0), 2)]
+    drive.supervisor.ending(Seat(0), "now it fails", drive.now)
     drive.die(0)
     assert drive.supervisor.boot_fault is None
     drive.respawn_after_s(0)
@@ -146,7 +137,7 @@ def test_who_never_becomes_ready_is_killed_and_that_is_a_boot_failure() -> None:
     drive = Drive(1)
     assert drive.wait(TIMING.start_timeout_s - 1) == []
     (kill,) = drive.wait(1)
-    assert kill == Kill(0, "not ready 600 s after its start")
+    assert kill == Kill(Seat(0), "not ready 600 s after its start")
     drive.die(0, "killed by SIGKILL", by_others=True)
     assert drive.supervisor.boot_fault == "worker 0 could not start: not ready 600 s after its start"
 
@@ -156,8 +147,8 @@ def test_who_never_becomes_ready_is_killed_and_that_is_a_boot_failure() -> None:
 
 def test_the_first_death_is_answered_at_once_with_a_generation_of_its_own() -> None:
     drive = Drive(2).ready(0, 1)
-    assert drive.die(1, by_others=True) == [Spawn(1, 2)]
-    assert drive.die(0, by_others=True) == [Spawn(0, 3)]
+    assert drive.die(1, by_others=True) == [Spawn(Seat(1), 2)]
+    assert drive.die(0, by_others=True) == [Spawn(Seat(0), 3)]
     assert [slot.restarts for slot in drive.supervisor.slots] == [1, 1]
 
 
@@ -195,8 +186,8 @@ def test_health_ends_the_backoff() -> None:
 
 def test_no_process_for_a_slot_that_served_is_tried_again() -> None:
     drive = Drive(1).ready(0)
-    drive.supervisor.exited(0, "", by_others=True, now=drive.now)
-    assert drive.supervisor.spawn_failed(0, "out of memory", drive.now) == []
+    drive.supervisor.exited(Seat(0), "", by_others=True, now=drive.now)
+    assert drive.supervisor.spawn_failed(Seat(0), "out of memory", drive.now) == []
     assert drive.supervisor.boot_fault is None
     assert drive.respawn_after_s(0) > 0
     assert drive.states() == [State.STARTING]
@@ -209,11 +200,11 @@ def test_the_silent_are_killed_and_replaced() -> None:
     drive = Drive(2).ready(0, 1)
     assert drive.wait(100) == []
     drive.wait(TIMING.heartbeat_timeout_s, beating=False)
-    assert Kill(0, "silent for 10.0 s") not in drive.said
+    assert Kill(Seat(0), "silent for 10.0 s") not in drive.said
     actions = drive.wait(1.1, beating=False)
     assert [type(action) for action in actions] == [Kill, Kill]
     assert drive.states() == [State.KILLED, State.KILLED]
-    assert drive.die(0, "killed by SIGKILL", by_others=True) == [Spawn(0, 2)]
+    assert drive.die(0, "killed by SIGKILL", by_others=True) == [Spawn(Seat(0), 2)]
 
 
 def test_who_starts_need_not_beat() -> None:
@@ -243,46 +234,46 @@ def test_who_says_it_ends_and_does_not_is_killed(was_ready: bool) -> None:
     drive = Drive(1)
     if was_ready:
         drive.ready(0)
-    drive.supervisor.ending(0, "a sync failed", drive.now)
+    drive.supervisor.ending(Seat(0), "a sync failed", drive.now)
     assert drive.wait(TIMING.end_timeout_s - 0.1) == []
-    assert drive.wait(0.2) == [Kill(0, "did not end: a sync failed")]
+    assert drive.wait(0.2) == [Kill(Seat(0), "did not end: a sync failed")]
 
 
 def test_the_first_reason_and_the_earliest_deadline_count() -> None:
     drive = Drive(1).ready(0)
-    drive.supervisor.ending(0, "a sync failed", drive.now, 9.0)
-    drive.supervisor.ending(0, "and so on", drive.now, 99.0)
-    drive.supervisor.lost(0, drive.now)
-    assert drive.supervisor.slots[0].why == "a sync failed"
-    assert drive.wait(TIMING.end_timeout_s) == [Kill(0, "its control socket is closed")]
+    drive.supervisor.ending(Seat(0), "a sync failed", drive.now, 9.0)
+    drive.supervisor.ending(Seat(0), "and so on", drive.now, 99.0)
+    drive.supervisor.lost(Seat(0), drive.now)
+    assert drive.supervisor.at(Seat(0)).why == "a sync failed"
+    assert drive.wait(TIMING.end_timeout_s) == [Kill(Seat(0), "its control socket is closed")]
 
 
 def test_a_closed_control_socket_does_not_hide_how_a_process_ended() -> None:
     drive = Drive(1)
-    drive.supervisor.lost(0, drive.now)
+    drive.supervisor.lost(Seat(0), drive.now)
     drive.die(0, "exit status 5")
     assert drive.supervisor.boot_fault == "worker 0 could not start: exit status 5"
 
 
 def test_late_words_of_the_dying_change_nothing() -> None:
     drive = Drive(2).ready(0, 1)
-    drive.supervisor.misbehaved(0, "does not read")
-    drive.supervisor.ending(1, "leaves", drive.now)
+    drive.supervisor.kill(Seat(0), "does not read")
+    drive.supervisor.ending(Seat(1), "leaves", drive.now)
     for number in (0, 1):
-        assert drive.supervisor.ready(number, drive.now) == []
-        drive.supervisor.ending(number, "late", drive.now)
+        assert drive.supervisor.ready(Seat(number), VERSION, drive.now) == []
+        drive.supervisor.ending(Seat(number), "late", drive.now)
     assert drive.states() == [State.KILLED, State.STOPPING]
 
 
 def test_what_makes_no_sense_raises() -> None:
     drive = Drive(2).ready(0)
     with pytest.raises(IllegalTransition, match="ready while ready"):
-        drive.supervisor.ready(0, drive.now)
+        drive.supervisor.ready(Seat(0), VERSION, drive.now)
     with pytest.raises(IllegalTransition, match="spawned while starting"):
-        drive.supervisor.spawned(1, 1, 1, drive.now)
+        drive.supervisor.spawned(Seat(1), 1, 1, drive.now)
     drive.die(0)
     drive.die(0)
-    with pytest.raises(IllegalTransition, match="exited while waiting"):
+    with pytest.raises(IllegalTransition, match="nobody is at"):
         drive.die(0)
 
 
@@ -292,14 +283,14 @@ def test_what_makes_no_sense_raises() -> None:
 def test_a_graceful_stop_asks_and_kills_who_is_left_at_the_deadline() -> None:
     drive = Drive(3).ready(0, 1)
     assert drive.do(drive.supervisor.stop(drive.now, 5.0)) == [
-        TellStop(0, 4.0),
-        TellStop(1, 4.0),
-        Kill(2, "stopped while it started"),
+        TellStop(Seat(0), 4.0),
+        TellStop(Seat(1), 4.0),
+        Kill(Seat(2), "stopped while it started"),
     ]
     assert drive.die(2) == []
     assert drive.die(0) == []
     assert drive.wait(4.9) == []
-    assert drive.wait(0.1) == [Kill(1, "not gone at the deadline")]
+    assert drive.wait(0.1) == [Kill(Seat(1), "not gone at the deadline")]
     assert drive.supervisor.phase is Phase.STOPPING
     drive.die(1)
     assert drive.supervisor.phase is Phase.ENDED
@@ -308,8 +299,8 @@ def test_a_graceful_stop_asks_and_kills_who_is_left_at_the_deadline() -> None:
 def test_a_fast_stop_shortens_a_graceful_one_and_a_second_one_kills() -> None:
     drive = Drive(1).ready(0)
     drive.do(drive.supervisor.stop(drive.now, 60.0))
-    assert drive.do(drive.supervisor.stop_fast(drive.now)) == [TellStop(0, 0.0)]
-    assert drive.do(drive.supervisor.stop_now(drive.now)) == [Kill(0, "told to be gone")]
+    assert drive.do(drive.supervisor.stop_fast(drive.now)) == [TellStop(Seat(0), 0.0)]
+    assert drive.do(drive.supervisor.stop_now(drive.now)) == [Kill(Seat(0), "told to be gone")]
     assert drive.wait(100) == []
 
 
@@ -336,7 +327,7 @@ def test_a_stop_with_nobody_there_is_the_end() -> None:
 def test_the_loop_sleeps_until_something_is_due_but_looks_around() -> None:
     drive = Drive(1, Timing(heartbeat_timeout_s=2.0)).ready(0)
     assert drive.supervisor.next_due_s(drive.now) == 0.5
-    drive.supervisor.ending(0, "", drive.now, 0.25)
+    drive.supervisor.ending(Seat(0), "", drive.now, 0.25)
     assert drive.supervisor.next_due_s(drive.now) == 0.25
     assert drive.supervisor.next_due_s(drive.now + 9) == 0
 
@@ -362,23 +353,23 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 2), by_others=st.booleans())
     def die(self, number: int, by_others: bool) -> None:
-        if self.slots[number].is_running:
+        if self.slots[number].processes:
             self.drive.die(number, by_others=by_others)
 
     @rule(number=st.integers(0, 2))
     def say_it_ends(self, number: int) -> None:
-        if self.slots[number].is_running:
-            self.drive.supervisor.ending(number, "it ends", self.drive.now)
+        if self.slots[number].processes:
+            self.drive.supervisor.ending(Seat(number), "it ends", self.drive.now)
 
     @rule(number=st.integers(0, 2))
     def close_control(self, number: int) -> None:
-        if self.slots[number].is_running:
-            self.drive.supervisor.lost(number, self.drive.now)
+        if self.slots[number].processes:
+            self.drive.supervisor.lost(Seat(number), self.drive.now)
 
     @rule(number=st.integers(0, 2))
     def misbehave(self, number: int) -> None:
-        if self.slots[number].is_running:
-            self.drive.do(self.drive.supervisor.misbehaved(number, "it babbles"))
+        if self.slots[number].processes:
+            self.drive.do(self.drive.supervisor.kill(Seat(number), "it babbles"))
 
     @rule(seconds=st.floats(0, 30), beating=st.booleans())
     def wait(self, seconds: float, beating: bool) -> None:
@@ -400,14 +391,14 @@ class AnyOrder(RuleBasedStateMachine):
         for slot in self.slots:
             if slot.state is State.WAITING and supervisor.phase in (Phase.BOOTING, Phase.UP):
                 assert slot.start_at <= self.drive.now + TIMING.backoff_max_s
-            if slot.state in (State.STARTING, State.STOPPING):
-                assert slot.kill_at < math.inf
-            assert slot.is_running == (slot.pid != 0)
+            if slot.process is not None and slot.state in (State.STARTING, State.STOPPING):
+                assert slot.process.kill_at < math.inf
+            assert bool(slot.processes) == (slot.pid != 0)
 
     @invariant()
     def it_ends_exactly_when_nobody_is_left(self) -> None:
         supervisor = self.drive.supervisor
-        nobody = not any(slot.is_running for slot in self.slots)
+        nobody = not any(slot.processes for slot in self.slots)
         if supervisor.phase in (Phase.STOPPING, Phase.ENDED):
             assert (supervisor.phase is Phase.ENDED) == nobody
         if supervisor.phase is Phase.UP:

@@ -1,0 +1,86 @@
+"""What the master holds for life: the data folder, the listeners, the scoreboard."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+
+from refreshd.config import Engine
+from refreshd.errors import BootError, StoreError
+from refreshd.master.activation import Activation
+from refreshd.master.children import Inherited
+from refreshd.master.data_folder import DataFolder
+from refreshd.master.listeners import address_of, listen_tcp, listen_unix
+from refreshd.scoreboard import Scoreboard
+from refreshd.store import layout
+
+
+class Holdings:
+    """All of it, open; `close` takes away the files that tell of a running engine."""
+
+    def __init__(
+        self,
+        folder: DataFolder,
+        lanes: int,
+        listener: socket.socket,
+        admin: socket.socket,
+        scoreboard_fd: int,
+    ) -> None:
+        self.folder = folder
+        self.lanes = lanes
+        """How many lanes the store has."""
+        self.listener = listener
+        self.admin = admin
+        """The admin server closes it, and takes its file away."""
+        self.scoreboard_fd = scoreboard_fd
+        self.scoreboard = Scoreboard(scoreboard_fd)
+
+    def __repr__(self) -> str:
+        return f"<Holdings {self.folder.path} {self.address}>"
+
+    @property
+    def address(self) -> str:
+        """Where the text RPC is served, HOST:PORT."""
+        return address_of(self.listener)
+
+    @property
+    def for_workers(self) -> Inherited:
+        """The descriptors that every worker gets."""
+        return Inherited(self.listener.fileno(), self.scoreboard_fd, self.folder.lock_fd)
+
+    def close(self) -> None:
+        """Gives everything up, the folder last: the next engine may start from then on."""
+        self.scoreboard.close()
+        os.close(self.scoreboard_fd)
+        self.listener.close()
+        self.folder.close()
+
+
+def take_hold(engine: Engine, workers: int) -> Holdings:
+    """Opens it all, and tells where the engine listens. The first engine on a folder makes a lane a worker.
+
+    Raises: BootError, and nothing stays open.
+    """
+    with ExitStack() as undo:
+        folder = DataFolder(engine.data)
+        undo.callback(folder.close)
+        lanes = _read_lanes(folder, workers)
+        given = undo.enter_context(Activation(os.environ))
+        listener = undo.enter_context(given.tcp(engine.listen) or listen_tcp(engine.listen))
+        folder.write_address(address_of(listener))
+        admin = undo.enter_context(given.admin(engine.admin) or listen_unix(engine.admin))
+        scoreboard_fd = Scoreboard.create()
+        # Workers get it by name, as they do the other descriptors.
+        os.set_inheritable(scoreboard_fd, False)
+        undo.pop_all()
+        return Holdings(folder, lanes, listener, admin, scoreboard_fd)
+
+
+def _read_lanes(folder: DataFolder, workers: int) -> int:
+    try:
+        return layout.read_or_create(folder.path, workers)
+    except StoreError as error:
+        raise BootError(str(error)) from None
+    except OSError as error:
+        raise BootError(f"cannot use the data folder {folder.path}: {error.strerror}") from None

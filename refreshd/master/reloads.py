@@ -1,0 +1,296 @@
+"""What the master does for its operators: reload, upgrade, drain (`operations.Operator`).
+
+A reload reads and checks the whole configuration before it touches anything:
+
+    CHECKING ──► CONFIGURING ──► ROLLING ──► done
+                 what takes      what needs new workers, or nothing at
+                 effect in       all has changed (then new workers are
+                 place           what was asked for): one slot at a time
+
+A step is left out when there is nothing for it to do. What fails before ROLLING has
+changed nothing; if a slot cannot be rolled, those before it stay, those behind it are
+not touched, and the reason is the operation's outcome.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import time
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from refreshd import control, logs
+from refreshd.changes import Changes, compare
+from refreshd.config import Config, to_plain
+from refreshd.config_file import ConfigFile
+from refreshd.errors import ConfigError
+from refreshd.master.briefing import Briefing, only_in_place
+from refreshd.master.operations import Kind, Operation, Operations, config_refused
+from refreshd.master.processes import Seat, State
+from refreshd.master.rolls import Ended
+from refreshd.master.slots import Phase, Supervisor
+from refreshd.toml_lines import TomlLines
+from wire.errors import Refused
+
+_RETRY_MS = 1000
+# Their number is not a setting that a worker has.
+_NUMBER = "engine.workers"
+
+log = logs.get()
+
+
+class Hands(Protocol):
+    """What the master does for a reload."""
+
+    def tell_all(self, message: control.Message) -> None:
+        """Sends it to every process that lives."""
+
+    def roll(self, slots: list[int]) -> None:
+        """Rolls them; `Reloads.rolled` and `Reloads.rolls_ended` will be told."""
+
+    def use(self, old: Config, new: Config) -> None:
+        """The master's own settings may have changed."""
+
+
+class _Stage(enum.Enum):
+    IDLE = "idle"
+    CONFIGURING = "configuring"
+    ROLLING = "rolling"
+
+
+class _Plan(NamedTuple):
+    """What the running operation is to bring about."""
+
+    config: Config
+    changes: Changes
+
+    @property
+    def needs_workers(self) -> bool:
+        return bool(self.changes.workers) or self.changes.is_empty
+
+
+class Reloads:
+    """Reloads, one at a time. The master tells it what happens, and calls `tick` at least once a second."""
+
+    def __init__(
+        self,
+        file: ConfigFile,
+        briefing: Briefing,
+        supervisor: Supervisor,
+        hands: Hands,
+        operations: Operations | None = None,
+    ) -> None:
+        self.operations = operations or Operations()
+        self._file = file
+        self._briefing = briefing
+        self._supervisor = supervisor
+        self._hands = hands
+        self._stage = _Stage.IDLE
+        self._plan: _Plan
+        self._before: Config
+        """The configuration that is gone back to if a worker does not take the new one."""
+        self._number = 0
+        """Of the last `Configure`."""
+        self._unanswered: set[Seat] = set()
+        self._due_at = math.inf
+        self._n_rolled = 0
+
+    def __repr__(self) -> str:
+        return f"<Reloads {self._stage.value} {self.operations}>"
+
+    # What an operator may ask for
+
+    @property
+    def draining(self) -> bool:
+        """Whether the engine was told to take no new tasks."""
+        return self._briefing.draining
+
+    def start_reload(self) -> Operation:
+        """See `operations.Operator`."""
+        self._refuse_by_phase()
+        try:
+            self._read()
+        except ConfigError as error:
+            raise config_refused(self._file.path, error) from None
+        return self.operations.ask(Kind.RELOAD)
+
+    def start_upgrade(self) -> Operation:
+        """See `operations.Operator`."""
+        raise Refused("unavailable", "this version has no upgrade yet")
+
+    def set_draining(self, on: bool) -> None:
+        """See `operations.Operator`."""
+        self._refuse_stopping()
+        if on != self._briefing.draining:
+            log.info("draining" if on else "no longer draining")
+        self._briefing.draining = on
+        self._hands.tell_all(control.Drain(on))
+
+    def _refuse_by_phase(self) -> None:
+        self._refuse_stopping()
+        if self._supervisor.phase is Phase.BOOTING:
+            raise Refused("unavailable", "the engine is still starting", retry_ms=_RETRY_MS)
+
+    def _refuse_stopping(self) -> None:
+        if self._supervisor.phase in (Phase.STOPPING, Phase.ENDED):
+            raise Refused("draining", "the engine is stopping", retry_ms=_RETRY_MS)
+
+    # The steps
+
+    def _read(self) -> _Plan:
+        """What the file says now. Raises: ConfigError when a reload cannot bring it about."""
+        text, config = self._file.read()
+        changes = compare(self._briefing.config, config)
+        faults = changes.restart_faults(text) + _number_faults(changes, text)
+        if faults:
+            raise ConfigError(faults)
+        return _Plan(config, changes)
+
+    def _begin(self, now: float) -> None:
+        operation = self.operations.begin(now, _unix_ms())
+        if operation is None:
+            return
+        log.info("operation begins", operation=operation.number, kind=operation.kind.value)
+        self.operations.step("checking the configuration")
+        try:
+            self._plan = self._read()
+        except ConfigError as error:
+            # It was right when it was asked for; by now somebody may have changed the file again.
+            self._fail(config_refused(self._file.path, error).msg, now)
+            return
+        log.info("configuration read", changes=self._plan.changes.summary())
+        self._n_rolled = 0
+        if self._plan.changes.in_place:
+            self._configure(now)
+        else:
+            self._roll(now)
+
+    def _configure(self, now: float) -> None:
+        self.operations.step("telling the workers what has changed")
+        self._before = self._briefing.config
+        self._put_in_force(only_in_place(self._before, self._plan.config))
+        self._stage = _Stage.CONFIGURING
+        self._due_at = now + self._supervisor.timing.configure_timeout_s
+        # Who still starts reads it after its start, and need not be waited for.
+        ready = (process for process in self._supervisor.processes() if process.state is State.READY)
+        self._unanswered = {process.seat for process in ready}
+        self._tell_config()
+        self._if_configured(now)
+
+    def _put_in_force(self, config: Config) -> None:
+        self._hands.use(self._briefing.config, config)
+        self._briefing.config = config
+
+    def _tell_config(self) -> None:
+        self._number += 1
+        self._hands.tell_all(control.Configure(self._number, to_plain(self._briefing.config)))
+
+    def _if_configured(self, now: float) -> None:
+        if self._stage is not _Stage.CONFIGURING or self._unanswered:
+            return
+        self._due_at = math.inf
+        log.info("in place", settings=self._plan.changes.in_place)
+        self._roll(now)
+
+    def _undo(self, why: str, now: float) -> None:
+        """Not every worker took it: all shall have what they had."""
+        self._put_in_force(self._before)
+        self._tell_config()
+        self._fail(why, now)
+
+    def _roll(self, now: float) -> None:
+        if not self._plan.needs_workers:
+            self._done(now)
+            return
+        self._stage = _Stage.ROLLING
+        self._briefing.wanted = self._plan.config
+        self._hands.roll([slot.number for slot in self._supervisor.slots])
+
+    def _done(self, now: float) -> None:
+        rolled = f"; {self._n_rolled} workers rolled" if self._n_rolled else ""
+        operation = self.operations.done(self._plan.changes.summary() + rolled, now, _unix_ms())
+        self._rest()
+        log.info("operation done", **_shown(operation, now))
+
+    def _fail(self, why: str, now: float) -> None:
+        operation = self.operations.fail(why, now, _unix_ms())
+        self._rest()
+        log.error("operation failed", **_shown(operation, now))
+
+    def _rest(self) -> None:
+        self._stage = _Stage.IDLE
+        self._due_at = math.inf
+        self._briefing.wanted = None
+
+    # What happened
+
+    def configured(self, seat: Seat, number: int, why: str, now: float) -> None:
+        """A worker took the settings, or says why not."""
+        if number != self._number or seat not in self._unanswered or self._stage is not _Stage.CONFIGURING:
+            return
+        self._unanswered.discard(seat)
+        if why:
+            self._undo(f"worker {seat.slot} cannot use the new settings: {why}", now)
+        else:
+            self._if_configured(now)
+
+    def gone(self, seat: Seat, now: float) -> None:
+        """A process has ended; the next one starts with what is in force."""
+        self._unanswered.discard(seat)
+        self._if_configured(now)
+
+    def step(self, text: str) -> None:
+        """Says what is being done, if it is done for an operation."""
+        if self.operations.running is not None:
+            self.operations.step(text)
+
+    def rolled(self) -> None:
+        """A slot was rolled: workers can start with the configuration, so that all may have it."""
+        self._n_rolled += 1
+        self._put_in_force(self._plan.config)
+
+    def rolls_ended(self, ended: Ended, now: float) -> None:
+        """All slots were rolled, or one could not be."""
+        if ended.failed is None:
+            self._done(now)
+            return
+        total = len(self._supervisor.slots)
+        self._fail(f"worker {ended.failed}: {ended.why} ({len(ended.rolled)} of {total} rolled)", now)
+
+    def tick(self, now: float) -> None:
+        """Begins what waits, and ends what takes too long."""
+        if now >= self._due_at:
+            slots = ", ".join(str(seat.slot) for seat in sorted(self._unanswered))
+            timeout_s = self._supervisor.timing.configure_timeout_s
+            self._undo(f"workers {slots} did not take the new settings within {timeout_s:g} s", now)
+        if self.operations.waiting is not None and self._supervisor.phase is Phase.UP:
+            self._begin(now)
+
+    def stop(self, now: float) -> None:
+        """The engine stops: nothing that is under way or waits will be done."""
+        self.operations.fail_all("the engine stops", now, _unix_ms())
+        self._rest()
+
+
+def _number_faults(changes: Changes, text: str) -> list[str]:
+    lines = TomlLines(text)
+    return [
+        f"line {lines.of(*change.path)}: {change.name}: {change.text} needs a restart of the engine: this "
+        "version cannot change the number of its workers while it runs yet"
+        for change in changes.all
+        if change.name == _NUMBER
+    ]
+
+
+def _shown(operation: Operation, now: float) -> Mapping[str, object]:
+    return {
+        "operation": operation.number,
+        "kind": operation.kind.value,
+        "why": operation.why,
+        "ms": operation.took_ms(now),
+    }
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
