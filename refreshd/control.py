@@ -14,6 +14,10 @@ a LF, and raw bytes where the message has any (the unread bytes of a connection)
                       take_over take everything from your predecessor: [mesh stream, packets] to it
                       resume    the successor is gone: take everything back
                       inherit   the predecessor is gone: take the rest from the store
+                      remap     there will be another number of workers: give each shard to its owner then
+                      route     every shard is at its new owner: ask that one
+                      retire    give the connections to the others
+                      left      a worker is no more, and has no successor
     worker → master   ready     the shards are loaded, connections are served; or it can take over
                       failed    could not start, and why; the process ends
                       stopping  it is on its way out
@@ -22,6 +26,7 @@ a LF, and raw bytes where the message has any (the unread bytes of a connection)
                       moved     everything was handed over; `stop` may come
                       declined  the hand-over cannot go on, and why; `resume` may come
                       resumed   what `resume` or `inherit` asked for is done
+                      remapped, routed: what `remap` and `route` asked for is done
     worker → worker   adopt     as above
                       move      a connection in the middle of its life, see handover/connections.py
 
@@ -139,6 +144,41 @@ class Inherit(msgspec.Struct, frozen=True, tag="inherit"):
     """The predecessor is gone for good."""
 
 
+class Remap(msgspec.Struct, frozen=True, tag="remap"):
+    """There will be this many workers: shards go to whom they belong then."""
+
+    workers: int
+
+
+class Route(msgspec.Struct, frozen=True, tag="route"):
+    """Every worker has given what it had to: who owns what is as `workers` says."""
+
+    workers: int
+
+
+class Retire(msgspec.Struct, frozen=True, tag="retire"):
+    """This worker is one too many: its connections go to those below `workers`."""
+
+    workers: int
+
+
+class Left(msgspec.Struct, frozen=True, tag="left"):
+    """The worker of this slot is no more."""
+
+    slot: int
+
+
+class Remapped(msgspec.Struct, frozen=True, tag="remapped"):
+    """What `Remap` asked for is done."""
+
+    tasks: int
+    ms: int
+
+
+class Routed(msgspec.Struct, frozen=True, tag="routed"):
+    """What `Route` asked for is done."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The worker serves (`unfinished` tasks were loaded in `load_ms`), or stands by to take over."""
 
@@ -209,6 +249,12 @@ Message = (
     | TakeOver
     | Resume
     | Inherit
+    | Remap
+    | Route
+    | Retire
+    | Left
+    | Remapped
+    | Routed
     | Ready
     | Failed
     | Stopping

@@ -58,6 +58,12 @@ class ShardMap:
         for shard in shards:
             self.owner_by_shard[shard] = owner
 
+    def remap(self, workers: int) -> None:
+        """From now on there are this many workers, and every shard is whose it is by the rule."""
+        self.workers = workers
+        self.owner_by_shard[:] = [shard % workers for shard in range(SHARDS)]
+        self.owned = frozenset(self.with_owner(self.slot))
+
     def with_owner(self, owner: int) -> list[int]:
         """The shards that have this owner now."""
         return [shard for shard in range(SHARDS) if self.owner_by_shard[shard] == owner]

@@ -71,10 +71,11 @@ class NonceBook:
         return [(used_s, *pair) for used_s, pair in self._by_age]
 
     def add(self, entries: Iterable[tuple[float, str, str]]) -> None:
-        """Takes over what another book has; to be done before it is used."""
+        """Takes in what another book has."""
         for used_s, key, nonce in entries:
-            self._used.add((key, nonce))
-            self._by_age.append((used_s, (key, nonce)))
+            if (key, nonce) not in self._used:
+                self._used.add((key, nonce))
+                self._by_age.append((used_s, (key, nonce)))
 
     def _forget(self, now_s: float) -> None:
         # A greeting may be signed up to 300 s ahead and is good for 300 s after that.

@@ -300,8 +300,8 @@ class Roll:
             case Step.INHERITING:
                 self._due_at = now + self._timing.takeback_timeout_s
                 self._supervisor.slots[self.number].restarts += 1
-                first = [] if self._siblings_know_new else [Introduce(self.new, succeeds=False)]
-                return [TellInherit(self.new), *first, Pin(self.new)]
+                # Anew where they know it already, too: what O knew of them may not have come over.
+                return [TellInherit(self.new), Introduce(self.new, succeeds=False), Pin(self.new)]
             case Step.DONE:
                 return [Pin(self.new), Rolled(self.new, round((now - self.began_at) * 1000))]
         return []

@@ -367,7 +367,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_ending(self) -> bool:
         """Whether it will be closed by itself."""
-        return self._closing
+        return self._closing or (self.transport is not None and self.transport.is_closing())
 
     @property
     def is_quiet(self) -> bool:

@@ -18,7 +18,9 @@ import msgspec
 import structlog
 
 from refreshd import control
+from refreshd.shard import PREDECESSOR
 from refreshd.worker.connection import Connection
+from refreshd.worker.handover.connections import Moved, decode
 from wire.errors import Refused
 from wire.lines import format_refused
 
@@ -120,6 +122,13 @@ class Handing:
             return
         self._hub.background(self.connect(fd, self._hub.new_connection(admin=admin, unread=rest)))
 
+    async def _adopt(self, fd: int, moved: Moved) -> None:
+        """A connection of a sibling that retires."""
+        connection = self._hub.new_connection(admin=moved.role == "admin", unread=b"")
+        connection.arrive(moved)
+        await self.connect(fd, connection)
+        self._hub.watch_all_again(connection)
+
     async def connect(self, fd: int, connection: Connection) -> None:
         """Connects a descriptor with what serves it."""
         sock = socket.socket(fileno=fd)
@@ -184,8 +193,11 @@ class Handing:
         if isinstance(message, control.Adopt) and len(fds) == 1:
             self.serve(fds[0], admin=message.role == "admin", rest=rest)
             return
-        if isinstance(message, control.Move) and len(fds) == 1 and self._hub.taker is not None:
-            self._hub.taker.arrive(fds[0], rest)
+        if isinstance(message, control.Move) and len(fds) == 1:
+            if self._hub.taker is not None and slot == PREDECESSOR:
+                self._hub.taker.arrive(fds[0], rest)
+            else:
+                self._hub.background(self._adopt(fds[0], decode(rest)))
             return
         for fd in fds:
             os.close(fd)

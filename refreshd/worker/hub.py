@@ -39,6 +39,8 @@ from refreshd.worker.greeter import Greeter
 from refreshd.worker.handing import Handing
 from refreshd.worker.handover import frames
 from refreshd.worker.handover.giver import Giver
+from refreshd.worker.handover.resharing import Resharing
+from refreshd.worker.handover.retiring import retire
 from refreshd.worker.handover.taker import Taker
 from refreshd.worker.handover.taking_back import take_back
 from refreshd.worker.loading import Loader
@@ -89,6 +91,8 @@ class Hub:
         """Set while this worker hands over to its successor."""
         self.taker: Taker | None = None
         """Set while it takes over from its predecessor."""
+        self.resharing: Resharing | None = None
+        """Set while the number of workers changes."""
         self.stopping = False
         self.connections: dict[int, Connection] = {}
         self.nonces = NonceBook()
@@ -341,6 +345,9 @@ class Hub:
         """See `mesh.MeshOwner`. What cannot be understood ends the hand-over: the master is told."""
         try:
             frame = frames.decode(payload)
+            if slot >= 0:
+                # It may have been told of the change before this worker was.
+                self.reshare().heard(slot, frame)
             if slot == PREDECESSOR and self.taker is not None:
                 self.taker.heard(frame)
             elif slot == SUCCESSOR and self.giver is not None:
@@ -349,6 +356,31 @@ class Hub:
             log.exception("the hand-over cannot be understood")
             why = f"the hand-over cannot be understood: {error}"
             self.say(control.Failed(why) if slot == PREDECESSOR else control.Declined(why))
+
+    # ── another number of workers ─────────────────────────────────────────────────────────
+
+    def reshare(self) -> Resharing:
+        """The change of the number of workers that is under way, or begins."""
+        if self.resharing is None:
+            self.resharing = Resharing(self)
+        return self.resharing
+
+    async def route(self, workers: int) -> None:
+        """Every shard is at its new owner."""
+        await self.reshare().route(workers)
+        self.resharing = None
+
+    def retire(self, workers: int) -> None:
+        """Gives the connections to the workers that stay."""
+        self.stopping = True
+        self.show()
+        self.background(retire(self, workers))
+
+    def sibling_retired(self, slot: int) -> None:
+        """A sibling is no more: nobody is asked in its place."""
+        self.rows.pop(slot, None)
+        self.handing.forget(slot)
+        self.mesh.forget(slot)
 
     def mesh_last(self, slot: int) -> None:
         """See `mesh.MeshOwner`."""
@@ -390,6 +422,11 @@ class Hub:
         for connection in self.connections.values():
             self._watch_again(connection, slot)
 
+    def watch_all_again(self, connection: Connection) -> None:
+        """A connection has come from a sibling: who owns what it watches is to know where it is now."""
+        for slot in [*self.mesh.others, self.shards.slot]:
+            self._watch_again(connection, slot)
+
     def _watch_again(self, connection: Connection, slot: int) -> None:
         """A sibling's successor is to know who watches its tasks; the present state is pushed."""
         ids = [task_id for task_id in connection.caller.watching if self.shards.owner(task_id) == slot]
@@ -399,8 +436,12 @@ class Hub:
         turn = Turn(again)
         turn.parts = [b""] * len(ids)
         lines = [b"watch_task task_id=%b" % task_id for task_id in ids]
-        context = connection.caller.context()
-        self.mesh.forward(slot, turn, list(range(len(ids))), lines, context, plain=True)
+        if slot == self.shards.slot:
+            turn.parts = []
+            self.requests.run(connection.caller, turn, lines, plain=True)
+        else:
+            context = connection.caller.context()
+            self.mesh.forward(slot, turn, list(range(len(ids))), lines, context, plain=True)
         turn.release()
 
     def mesh_left(self, slot: int) -> None:

@@ -250,6 +250,7 @@ class Mesh:
         self._pending: defaultdict[int, dict[int, Pending]] = defaultdict(dict)
         self._waiting: defaultdict[int, int] = defaultdict(int)
         self._number = 0
+        self._paused: set[int] = set()
 
     @property
     def waiting(self) -> int:
@@ -264,7 +265,8 @@ class Mesh:
         """Sends request lines of a turn to the worker that owns their shards."""
         self._number += 1
         frame = make_frame(REQUEST | (_PLAIN if plain else 0), self._number, b"\n".join([context, *lines]))
-        sibling = self.siblings.get(slot)
+        # What this worker asks itself is not held up: the end of the pause is found out by it.
+        sibling = None if context and slot in self._paused else self.siblings.get(slot)
         self._pending[slot][self._number] = Pending(turn, places, frame, self._loop.time(), sibling)
         self._waiting[slot] += len(places)
         turn.waiting += 1
@@ -353,6 +355,21 @@ class Mesh:
         for _, entry in sorted(self._pending[HELD].items()):
             here.take(entry.frame)
 
+    def pause(self, slot: int) -> None:
+        """What clients ask of a sibling is kept from now on, until `end_pause`."""
+        self._paused.add(slot)
+
+    def end_pause(self, slot: int) -> None:
+        """What was kept is asked of whoever owns it by now."""
+        self._paused.discard(slot)
+        kept = {number: entry for number, entry in self._pending[slot].items() if entry.stream is None}
+        for number, entry in kept.items():
+            del self._pending[slot][number]
+            self._waiting[slot] -= len(entry.places)
+            self._waiting[HELD] += len(entry.places)
+            self._pending[HELD][number] = entry
+        self.ask_held()
+
     # ── everything else ───────────────────────────────────────────────────────────────────
 
     def tell(self, line: bytes, slot: int | None = None) -> None:
@@ -381,6 +398,8 @@ class Mesh:
         slot = sibling.slot
         before = self.siblings.get(slot)
         self.siblings[slot] = sibling
+        if slot >= 0 and slot not in self.others:
+            self.others.append(slot)
         if sibling.succeeds and before is not None:
             # It answers what it was asked; whatever is new goes to its successor.
             self._leaving[slot] = before
@@ -395,7 +414,8 @@ class Mesh:
             if before is not None:
                 self.owner.mesh_left(slot)
             self.owner.mesh_joined(slot)
-        self._ask_again(sibling, lambda entry: entry.stream is not sibling)
+        paused = slot in self._paused
+        self._ask_again(sibling, lambda e: e.stream is not sibling and not (paused and e.stream is None))
 
     def _ask_again(self, sibling: Sibling, which: Callable[[Pending], bool]) -> None:
         for entry in self._pending[sibling.slot].values():
@@ -429,7 +449,9 @@ class Mesh:
             leaving.close()
 
     def forget(self, slot: int) -> None:
-        """A predecessor or successor is no more; its stream says nothing about it."""
+        """This one is no more, and nobody comes in its place."""
+        if slot in self.others:
+            self.others.remove(slot)
         sibling = self.siblings.pop(slot, None)
         if sibling is not None:
             sibling.close()

@@ -172,6 +172,14 @@ class Process:
                 self._read_store(hub.inherit())
             case control.Configure(number, plain), []:
                 self._configure(hub, number, plain)
+            case control.Remap(workers), []:
+                hub.background(hub.reshare().give_all(workers))
+            case control.Route(workers), []:
+                hub.background(hub.route(workers))
+            case control.Retire(workers), []:
+                hub.retire(workers)
+            case control.Left(slot), []:
+                hub.sibling_retired(slot)
             case control.Drain(on), []:
                 hub.engine.draining = on or hub.stopping
             case control.Stop(deadline_s), []:

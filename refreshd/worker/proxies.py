@@ -473,6 +473,13 @@ class Proxies:
             except Refused as refused:
                 log.warning("a proxy reported nonsense", proxy=name, error=str(refused))
 
+    def send_away(self) -> None:
+        """Proxies are to connect elsewhere: siblings reach them through this worker no more."""
+        for session in self.sessions.values():
+            self.hub.pusher.detach(session.link)
+            self.hub.mesh.tell(format_line("link", {"name": session.name, "up": 0})[:-1])
+            session.wire.send(b"!drain\n")
+
     # ── moving to another process ─────────────────────────────────────────────────────────
 
     def known_elsewhere(self) -> tuple[dict[str, list[int]], dict[str, int], list[tuple[str, str, int]]]:

@@ -42,6 +42,8 @@ class Siblings:
             "mesh_join": self._answer_join,
             "mesh_forget": self._answer_forget,
             "mesh_nonce": self._answer_nonce,
+            "mesh_fence": self._answer_fence,
+            "mesh_ping": self._answer_ping,
         }
 
     # ── asking ────────────────────────────────────────────────────────────────────────────
@@ -161,6 +163,14 @@ class Siblings:
     async def _answer_nonce(self, line: Line) -> bytes:
         now_s = self.hub.engine.clock.mono_ms / 1000
         self.hub.nonces.use(line.fields["key"], line.fields["nonce"], now_s)
+        return b"ok"
+
+    async def _answer_fence(self, line: Line) -> bytes:
+        """All that the sibling has asked before was passed on, and has come where it belongs."""
+        await self.hub.mesh.ask_all(b"mesh_ping", DEADLINE_S)
+        return b"ok"
+
+    async def _answer_ping(self, line: Line) -> bytes:
         return b"ok"
 
     # ── tellings ──────────────────────────────────────────────────────────────────────────

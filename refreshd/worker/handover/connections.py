@@ -81,10 +81,11 @@ def decode(payload: bytes) -> Moved:
 
 
 class Leaver:
-    """Moves all connections of a worker to its successor."""
+    """Moves all connections of a worker to its successor, or to a sibling."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, to: int = SUCCESSOR) -> None:
         self.hub = hub
+        self._to = to
         self.moved = 0
         self.closed = 0
         """Connections that did not become quiet in time."""
@@ -124,7 +125,7 @@ class Leaver:
             return
         fd = transport.get_extra_info("socket").fileno()
         payload = encode(connection.pack())
-        while not self.hub.handing.send(SUCCESSOR, control.Move(), fd, payload):
+        while not self.hub.handing.send(self._to, control.Move(), fd, payload):
             await asyncio.sleep(_POLL_S)
             if connection.transport is None:
                 return
@@ -146,4 +147,4 @@ class Leaver:
     def pass_on(self, fd: int, *, admin: bool, rest: bytes) -> bool:
         """A fresh connection that reached this worker too late goes to the successor."""
         role = "admin" if admin else "client"
-        return self.hub.handing.send(SUCCESSOR, control.Adopt(role), fd, rest)
+        return self.hub.handing.send(self._to, control.Adopt(role), fd, rest)

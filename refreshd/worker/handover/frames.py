@@ -93,6 +93,12 @@ class Synced(msgspec.Struct, frozen=True, array_like=True, tag="synced"):
     """The answer to Sync."""
 
 
+class Nonces(msgspec.Struct, frozen=True, array_like=True, tag="nonces"):
+    """(monotonic seconds, key, nonce) of greetings: with another number of workers others keep them."""
+
+    entries: list[tuple[float, str, str]]
+
+
 class SiblingGone(msgspec.Struct, frozen=True, array_like=True, tag="sibling_gone"):
     """A sibling has died: nobody is at its connections any more."""
 
@@ -137,7 +143,22 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
     """N has everything; O may end."""
 
 
-Frame = Begin | Link | Copy | Shards | Owned | Sync | Synced | SiblingGone | State | Moving | Go | End | Ended
+Frame = (
+    Begin
+    | Link
+    | Copy
+    | Shards
+    | Owned
+    | Sync
+    | Synced
+    | Nonces
+    | SiblingGone
+    | State
+    | Moving
+    | Go
+    | End
+    | Ended
+)
 
 _decoder = msgspec.msgpack.Decoder(Frame)
 _encoder = msgspec.msgpack.Encoder()

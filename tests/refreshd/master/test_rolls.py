@@ -281,8 +281,7 @@ def test_the_old_one_leaves_in_boot() -> None:
 @pytest.mark.parametrize("given", [False, True])
 def test_the_old_one_dies_in_moving_or_later(given: bool) -> None:
     world = World().connecting() if given else World().moving()
-    first = [] if given else [Introduce(NEW, succeeds=False)]
-    assert world.die(OLD) == [TellInherit(NEW), *first, Pin(NEW)]
+    assert world.die(OLD) == [TellInherit(NEW), Introduce(NEW, succeeds=False), Pin(NEW)]
     assert world.in_charge() == (NEW, State.READY)
     assert world.resumed(NEW) == [world.outcome]
     assert world.outcome.why.startswith("the old worker (pid 101) is gone while ")
@@ -352,7 +351,7 @@ def test_a_hand_over_of_connections_that_takes_too_long_is_cut_short() -> None:
     world = World().connecting()
     (kill,) = world.wait(TIMING.connect_timeout_s)
     assert kill == Kill(OLD, "its connections were not handed over within 60 s")
-    assert world.die(OLD) == [TellInherit(NEW), Pin(NEW)]
+    assert world.die(OLD) == [TellInherit(NEW), Introduce(NEW, succeeds=False), Pin(NEW)]
     world.resumed(NEW)
     assert "its connections were not handed over within 60 s" in world.outcome.why
 

@@ -19,6 +19,7 @@ from typing import Self, TypeVar
 from refreshd import config, control
 from refreshd.master.children import Child, Inherited, spawn
 from refreshd.master.listeners import listen_tcp
+from refreshd.master.processes import Seat
 from refreshd.scoreboard import Scoreboard
 from refreshd.store import layout
 from tests.peer.waiting import wait_until
@@ -79,7 +80,7 @@ class Workers:
         self._generation += 1
         side = self._side[slot] = 1 - self._side.get(slot, 1)
         inherited = Inherited(self._listener.fileno(), self._scoreboard_fd, self._lock)
-        child = spawn(slot, self._generation, "refreshd.worker", inherited)
+        child = spawn(Seat(slot, side), self._generation, "refreshd.worker", inherited)
         self._children.append(child)
         self.heard[child.pid] = []
         plain = config.to_plain(self.config)
@@ -88,15 +89,15 @@ class Workers:
         )
         if not standby:
             for other in self.serving.values():
-                if other.slot != slot:
+                if other.seat.slot != slot:
                     self.introduce(child, other)
         return child
 
     def introduce(self, one: Child, other: Child, *, succeeds: bool = False) -> None:
         """Each gets a stream and a packet socket to the other."""
         self._join(
-            (one, control.Peer(other.slot, other.generation, self._side[other.slot], succeeds)),
-            (other, control.Peer(one.slot, one.generation, self._side[one.slot], succeeds)),
+            (one, control.Peer(other.seat.slot, other.generation, self._side[other.seat.slot], succeeds)),
+            (other, control.Peer(one.seat.slot, one.generation, self._side[one.seat.slot], succeeds)),
         )
 
     def _join(self, *ends: tuple[Child, control.Message]) -> None:
@@ -134,15 +135,40 @@ class Workers:
     def switch(self, new: Child) -> None:
         """Every sibling gets a stream to the new worker, which is the slot's from here on."""
         for other in self.serving.values():
-            if other.slot != new.slot:
+            if other.seat.slot != new.seat.slot:
                 self.introduce(new, other, succeeds=True)
-        self.serving[new.slot] = new
+        self.serving[new.seat.slot] = new
 
     def end(self, old: Child) -> None:
         """Lets the old worker go; it must end well."""
         old.send(control.Stop(0.0))
         status = wait_until(lambda: (old.poll(),) if old.poll() is not None else None, "the old worker's end")
         assert status == (0,), f"it ended with {status}"
+
+    # ── another number of workers ─────────────────────────────────────────────────────────
+
+    def resize(self, workers: int) -> None:
+        """More slots, or fewer: shards move to where they belong then."""
+        before = self.slots
+        for slot in range(before, workers):
+            child = self.serving[slot] = self.start(slot)
+            self.wait_for(child, control.Ready)
+        for message, answer in (
+            (control.Remap(workers), control.Remapped),
+            (control.Route(workers), control.Routed),
+        ):
+            for child in self.serving.values():
+                child.send(message)
+            for child in self.serving.values():
+                self.wait_for(child, answer)
+        self.slots = workers
+        for slot in range(workers, before):
+            child = self.serving.pop(slot)
+            child.send(control.Retire(workers))
+            self.wait_for(child, control.Moved)
+            self.end(child)
+            for other in self.serving.values():
+                other.send(control.Left(slot))
 
     # ── what they say ─────────────────────────────────────────────────────────────────────
 
@@ -186,7 +212,7 @@ class Workers:
         """The successor is dead: the old worker takes everything back."""
         old.send(control.Resume())
         if switched:
-            self.serving[old.slot] = old
+            self.serving[old.seat.slot] = old
         self._introduce_anew(old)
         self.wait_for(old, control.Resumed)
         # Who has lost its successor may say so.
@@ -195,11 +221,11 @@ class Workers:
     def inherit(self, new: Child) -> None:
         """The predecessor is dead: the new worker takes the rest."""
         new.send(control.Inherit())
-        self.serving[new.slot] = new
+        self.serving[new.seat.slot] = new
         self._introduce_anew(new)
         self.wait_for(new, control.Resumed)
 
     def _introduce_anew(self, child: Child) -> None:
         for other in self.serving.values():
-            if other.slot != child.slot:
+            if other.seat.slot != child.seat.slot:
                 self.introduce(child, other)
