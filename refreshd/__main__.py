@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from refreshd import __version__, logs
 from refreshd.config import Config
 from refreshd.config_file import ConfigFile
-from refreshd.errors import BootError, ConfigError
+from refreshd.errors import ConfigError, RefreshdError
+from refreshd.master import reexec
 from refreshd.master.master import Master, WorkerBootFailed
+from refreshd.master.reexec import Saved
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -28,7 +30,7 @@ EXITS = {
 }
 
 
-MakeMaster = Callable[[Config, ConfigFile], Master]
+MakeMaster = Callable[[Config, ConfigFile, Saved | None], Master]
 
 
 def main(argv: Sequence[str] | None = None, make_master: MakeMaster = Master) -> int:
@@ -36,15 +38,24 @@ def main(argv: Sequence[str] | None = None, make_master: MakeMaster = Master) ->
     arguments = _parser().parse_args(argv)
     file = ConfigFile(arguments.config)
     try:
+        if arguments.rehearse is not None:
+            return rehearse(arguments.rehearse, file, make_master)
+        if arguments.adopt is not None:
+            saved = reexec.read(arguments.adopt)
+            config = reexec.config_of(saved)
+            return run(lambda: make_master(config, file, saved), config.engine.id)
         config = file.load()
     except ConfigError as error:
         for fault in error.faults:
             print(f"refreshd: {arguments.config}: {fault}", file=sys.stderr)
         return EXIT_CONFIG
+    except RefreshdError as error:
+        print(f"refreshd: {error}", file=sys.stderr)
+        return EXIT_BOOT
     if arguments.check:
         print("ok")
         return EXIT_OK
-    return run(lambda: make_master(config, file), config.engine.id)
+    return run(lambda: make_master(config, file, None), config.engine.id)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,13 +64,29 @@ def _parser() -> argparse.ArgumentParser:
         prog="refreshd",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="The engine: takes refresh and prefetch tasks and sees to it that every cache does them.",
-        epilog="Signals: TERM stops gracefully, INT fast, HUP reloads. Settings: docs/configuration.md.\n"
-        f"Exit codes:\n{exits}",
+        epilog="Signals: TERM stops gracefully, INT fast; HUP reloads, USR2 upgrades.\n"
+        f"Settings: docs/configuration.md.\nExit codes:\n{exits}",
     )
     parser.add_argument("--config", metavar="FILE", help="refreshd.toml; without it all defaults hold")
     parser.add_argument("--check", action="store_true", help="say what is wrong with FILE, and touch nothing")
+    # For the master itself, see master/reexec.py.
+    parser.add_argument("--rehearse", metavar="FD", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--adopt", metavar="FD", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"refreshd {__version__}")
     return parser
+
+
+def rehearse(state_fd: int, file: ConfigFile, make_master: MakeMaster) -> int:
+    """All that `--adopt` would do up to the first turn of the loop, without any effect; then prints `ok`.
+
+    Raises: RefreshdError saying why this code could not go on with what the running master has.
+    """
+    saved = reexec.read(state_fd)
+    config = reexec.config_of(saved)
+    logs.configure(role="rehearsal", engine=config.engine.id)
+    make_master(config, file, saved).check()
+    print("ok")
+    return EXIT_OK
 
 
 def run(make_master: Callable[[], Master], engine: str) -> int:
@@ -71,7 +98,7 @@ def run(make_master: Callable[[], Master], engine: str) -> int:
     except WorkerBootFailed as error:
         log.error("not started", why=str(error))
         return EXIT_WORKER
-    except BootError as error:
+    except RefreshdError as error:
         log.error("not started", why=str(error))
         return EXIT_BOOT
     except Exception:

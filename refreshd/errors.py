@@ -3,6 +3,7 @@
 RefreshdError
 ├── ConfigError       the configuration cannot be used; one line a fault
 ├── BootError         the engine cannot start here; trying again will not help
+├── StateRefused      what the master before a re-execution left cannot be gone on with
 └── StoreError        the store did not do what it was asked
     ├── StoreUnavailable   it may answer later (full disk, locked file); nothing was kept
     ├── StoreDamaged       what is on disk is not what was written
@@ -26,6 +27,10 @@ class ConfigError(RefreshdError):
 
 class BootError(RefreshdError):
     """The engine cannot start here; trying again will not help."""
+
+
+class StateRefused(RefreshdError):
+    """This code cannot go on with what the master before a re-execution left."""
 
 
 class StoreError(RefreshdError):

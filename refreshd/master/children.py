@@ -14,6 +14,7 @@ import psutil
 
 import refreshd
 from refreshd import control
+from refreshd.errors import BootError
 from refreshd.master.processes import Seat
 
 # Room for a start message and a peer message for each of 63 siblings while the worker is still importing.
@@ -35,11 +36,11 @@ class Child:
     All it needs is the pid, so that a master that was re-executed goes on with the children it has.
     """
 
-    def __init__(self, seat: Seat, generation: int, pid: int, sock: socket.socket) -> None:
+    def __init__(self, seat: Seat, generation: int, pid: int, sock: socket.socket | None) -> None:
         self.seat = seat
         self.generation = generation
         self.pid = pid
-        self.control: socket.socket | None = sock
+        self.control = sock
         self.version = control.VERSION
         """The control.VERSION that it speaks; until it has said so, that of the code it was started with."""
         self.release = ""
@@ -141,16 +142,32 @@ def _command(slot: int, module: str, control_fd: int, inherited: Inherited) -> l
         "listen-fd": inherited.listen_fd,
         "scoreboard-fd": inherited.scoreboard_fd,
     }
+    return [
+        *_python(module),
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+    ]
+
+
+def _python(module: str) -> list[str]:
     # `-m` would import from the current folder first, so an engine started in a folder that happens to have a
     # `wire` or `http` in it would run that: -P, unless the engine itself is there.
     here = Path(refreshd.__file__).parent.parent == Path.cwd()
-    return [
-        sys.executable,
-        *(() if here else ("-P",)),
-        "-m",
-        module,
-        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
-    ]
+    return [sys.executable, *(() if here else ("-P",)), "-m", module]
+
+
+def check_module(module: str, timeout_s: float) -> None:
+    """Imports what a worker runs, in a process of its own, whose stderr is ours. Raises: BootError."""
+    try:
+        status = subprocess.run(
+            [*_python(module), "--help"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            timeout=timeout_s,
+        ).returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BootError(f"the workers' code cannot be run: {error}") from None
+    if status:
+        raise BootError(f"the workers' code cannot be imported: {describe_exit(status)}")
 
 
 def describe_exit(status: int) -> str:

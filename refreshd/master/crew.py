@@ -62,10 +62,10 @@ class Crew:
         return child
 
     def take(self, child: Child) -> None:
-        """Listens to a process that lives."""
-        assert child.control is not None  # noqa: S101 - it lives
+        """Takes in a process that lives, and listens to it."""
         self.children[child.seat] = child
-        self._loop.watch(child.control.fileno(), READ, lambda _: self._listen(child))
+        if child.control is not None:
+            self._loop.watch(child.control.fileno(), READ, lambda _: self._listen(child))
 
     def pin(self, child: Child) -> int | None:
         """Lets it run on its slot's CPU only; returns which, None if that could not be done."""

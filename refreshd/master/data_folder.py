@@ -29,14 +29,20 @@ _PID_MAX_BYTES = 32
 class DataFolder:
     """The folder, made and locked.
 
-    `lock_fd` is for workers to inherit. Raises: BootError.
+    `lock_fd` is for workers to inherit. `held` are `lock_fd` and `pid_fd` of this same
+    process before it was re-executed: then all is as it should be already. Raises: BootError.
     """
 
-    def __init__(self, path: str, wait_s: float = LEFTOVERS_WAIT_S) -> None:
+    def __init__(
+        self, path: str, wait_s: float = LEFTOVERS_WAIT_S, held: tuple[int, int] | None = None
+    ) -> None:
         self.path = Path(path)
         self._pid_path = self.path / "refreshd.pid"
         self._address_path = self.path / "refreshd.addr"
-        self._pid_fd = -1
+        self.pid_fd = -1
+        if held is not None:
+            self.lock_fd, self.pid_fd = held
+            return
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.lock_fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,11 +84,11 @@ class DataFolder:
 
     def _write_pid(self) -> None:
         try:
-            self._pid_fd = os.open(self._pid_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self.pid_fd = os.open(self._pid_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             # Held against nobody (data/lock is ours): it only shows others that the master lives.
-            fcntl.flock(self._pid_fd, fcntl.LOCK_EX)
-            os.ftruncate(self._pid_fd, 0)
-            os.write(self._pid_fd, f"{os.getpid()}\n".encode())
+            fcntl.flock(self.pid_fd, fcntl.LOCK_EX)
+            os.ftruncate(self.pid_fd, 0)
+            os.write(self.pid_fd, f"{os.getpid()}\n".encode())
         except OSError as error:
             raise BootError(f"cannot write {self._pid_path}: {error.strerror}") from None
 
@@ -106,10 +112,10 @@ class DataFolder:
         self._close_fds()
 
     def _close_fds(self) -> None:
-        for fd in (self._pid_fd, self.lock_fd):
+        for fd in (self.pid_fd, self.lock_fd):
             if fd >= 0:
                 os.close(fd)
-        self._pid_fd = self.lock_fd = -1
+        self.pid_fd = self.lock_fd = -1
 
 
 def _try_lock(fd: int) -> bool:

@@ -6,6 +6,8 @@ import os
 import socket
 from contextlib import ExitStack
 
+import msgspec
+
 from refreshd.config import Engine
 from refreshd.errors import BootError, StoreError
 from refreshd.master.activation import Activation
@@ -14,6 +16,21 @@ from refreshd.master.data_folder import DataFolder
 from refreshd.master.listeners import address_of, listen_tcp, listen_unix
 from refreshd.scoreboard import Scoreboard
 from refreshd.store import layout
+
+
+class SavedHoldings(msgspec.Struct, kw_only=True):
+    """All of it, as a re-executed master finds it again."""
+
+    lanes: int
+    listener_fd: int
+    admin_fd: int
+    scoreboard_fd: int
+    lock_fd: int
+    pid_fd: int
+
+    def fds(self) -> list[int]:
+        """Every descriptor."""
+        return [self.listener_fd, self.admin_fd, self.scoreboard_fd, self.lock_fd, self.pid_fd]
 
 
 class Holdings:
@@ -49,6 +66,17 @@ class Holdings:
         """The descriptors that every worker gets."""
         return Inherited(self.listener.fileno(), self.scoreboard_fd, self.folder.lock_fd)
 
+    def save(self) -> SavedHoldings:
+        """What `hold_on` needs in this process after it was re-executed."""
+        return SavedHoldings(
+            lanes=self.lanes,
+            listener_fd=self.listener.fileno(),
+            admin_fd=self.admin.fileno(),
+            scoreboard_fd=self.scoreboard_fd,
+            lock_fd=self.folder.lock_fd,
+            pid_fd=self.folder.pid_fd,
+        )
+
     def close(self) -> None:
         """Gives everything up, the folder last: the next engine may start from then on."""
         self.scoreboard.close()
@@ -75,6 +103,15 @@ def take_hold(engine: Engine, workers: int) -> Holdings:
         os.set_inheritable(scoreboard_fd, False)
         undo.pop_all()
         return Holdings(folder, lanes, listener, admin, scoreboard_fd)
+
+
+def hold_on(engine: Engine, saved: SavedHoldings) -> Holdings:
+    """All that this process held before it was re-executed; nothing is opened or written anew."""
+    folder = DataFolder(engine.data, held=(saved.lock_fd, saved.pid_fd))
+    listener, admin = (socket.socket(fileno=fd) for fd in (saved.listener_fd, saved.admin_fd))
+    for sock in (listener, admin):
+        sock.setblocking(False)
+    return Holdings(folder, saved.lanes, listener, admin, saved.scoreboard_fd)
 
 
 def _read_lanes(folder: DataFolder, workers: int) -> int:

@@ -57,6 +57,8 @@ class Signals:
         self.fd, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        # Who started us may have blocked them, as `hold` did before a re-exec.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
 
     def take(self) -> list[int]:
         """The signals that came since the last call."""
@@ -64,6 +66,15 @@ class Signals:
             return list(os.read(self.fd, 4096))
         except BlockingIOError:
             return []
+
+    def hold(self) -> list[int]:
+        """Has what comes from now on wait in the kernel; returns what came before."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._before)
+        return self.take()
+
+    def release(self) -> None:
+        """The end of `hold`."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
 
     def close(self) -> None:
         """Gives the signals back to who had them."""

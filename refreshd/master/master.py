@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
 from setproctitle import setproctitle
@@ -18,15 +18,19 @@ from setproctitle import setproctitle
 from refreshd import control, descriptors, logs
 from refreshd.config import Config
 from refreshd.config_file import ConfigFile
-from refreshd.errors import BootError
+from refreshd.errors import BootError, StateRefused
+from refreshd.master import reexec
 from refreshd.master.admin import AdminServer
 from refreshd.master.briefing import Briefing
-from refreshd.master.children import Child, by_others, describe_exit
+from refreshd.master.children import Child, by_others, check_module, describe_exit
 from refreshd.master.console import Console
 from refreshd.master.crew import Crew
-from refreshd.master.holdings import Holdings, take_hold
+from refreshd.master.holdings import Holdings, hold_on, take_hold
 from refreshd.master.loop import READ, Loop, Signals
-from refreshd.master.processes import IllegalTransition, Seat, Timing
+from refreshd.master.operations import Operations
+from refreshd.master.processes import IllegalTransition, Seat, State, Timing
+from refreshd.master.reexec import Saved, adopt_fds, children_of, command_line, restore
+from refreshd.master.rehearsal import Rehearsal
 from refreshd.master.reloads import Reloads
 from refreshd.master.rolls import (
     Action,
@@ -55,14 +59,18 @@ class WorkerBootFailed(BootError):
 class Master:
     """The engine's first process. `run` is all there is to call.
 
-    `file` is where `config` was read, and will be read again. `worker_module` is what
-    `python -m` starts as a worker; only tests say another one.
+    `file` is where `config` was read, and will be read again. `saved` is what this
+    process was before it was re-executed; then `config` is what is in force. `worker_module`
+    is what `python -m` starts as a worker; only tests say another one.
+
+    Raises: StateRefused for a `saved` that this code cannot go on with.
     """
 
     def __init__(
         self,
         config: Config,
         file: ConfigFile,
+        saved: Saved | None = None,
         *,
         worker_module: str = "refreshd.worker",
         timing: Timing | None = None,
@@ -70,12 +78,22 @@ class Master:
         self._module = worker_module
         self._cpus = sorted(os.sched_getaffinity(0))
         self._workers = config.engine.workers or min(len(self._cpus), 64)
+        if saved is not None:
+            self._workers = len(saved.slots)
+        self._saved = saved
+        self._command = command_line() if saved is None else saved.command
         if timing is None:
             timing = Timing(heartbeat_timeout_s=config.engine.heartbeat_timeout_s)
         self._supervisor = Supervisor(self._workers, timing)
         self._rolls = Rolls(self._supervisor)
         self._briefing = Briefing(config, self._workers)
-        self._reloads = Reloads(file, self._briefing, self._supervisor, self)
+        operations = None
+        if saved is not None:
+            restore(self._supervisor, saved)
+            operations = Operations.from_plain(saved.operations)
+            self._briefing.draining = saved.draining
+        self._reloads = Reloads(file, self._briefing, self._supervisor, self, operations)
+        self._rehearsal: Rehearsal | None = None
         self._measure_at = 0.0
         self._started_at = time.monotonic()
         self._interrupted = False
@@ -109,7 +127,10 @@ class Master:
         """
         with ExitStack() as stack:
             self._open(stack)
-            self._do([*self._supervisor.start()])
+            if self._saved is None:
+                self._do([*self._supervisor.start()])
+            else:
+                self._adopt(self._saved)
             while self._supervisor.phase is not Phase.ENDED:
                 self._loop.turn(self._supervisor.next_due_s(time.monotonic()))
                 self._tick()
@@ -117,12 +138,31 @@ class Master:
             raise WorkerBootFailed(self._supervisor.boot_fault)
         log.info("stopped")
 
+    def check(self) -> None:
+        """What a rehearsal looks at: whether a master like this one could go on. It changes nothing.
+
+        Raises: ConfigError for what the file says now; BootError for the workers' code;
+        StateRefused for workers that cannot be rolled.
+        """
+        for process in self._supervisor.processes():
+            if process.state is State.READY and process.version != control.VERSION:
+                raise StateRefused(
+                    f"the worker with pid {process.pid} speaks version {process.version} with the master, "
+                    f"this code {control.VERSION}; restart the engine to change between the two"
+                )
+        self._reloads.check()
+        check_module(self._module, self._supervisor.timing.rehearsal_timeout_s)
+
     # Opening, in the order in which it must be; `stack` closes in the reverse order
 
     def _open(self, stack: ExitStack) -> None:
         engine = self._config.engine
         self._show_title()
-        self._holdings = take_hold(engine, self._workers)
+        if self._saved is None:
+            self._holdings = take_hold(engine, self._workers)
+        else:
+            adopt_fds(self._saved)
+            self._holdings = hold_on(engine, self._saved.holdings)
         stack.callback(self._holdings.close)
         self._briefing.lanes = self._holdings.lanes
         self._loop = Loop()
@@ -135,9 +175,10 @@ class Master:
         stack.callback(self._signals.close)
         self._loop.watch(self._signals.fd, READ, self._on_signals)
         stack.callback(self._crew.leave_nobody)
+        stack.callback(self._cancel_rehearsal)
         self._make_room(engine.connections_max)
         log.info(
-            "listening",
+            "listening" if self._saved is None else "re-executed",
             address=self._holdings.address,
             admin=engine.admin,
             pid=os.getpid(),
@@ -150,6 +191,13 @@ class Master:
             log.warning("more workers than CPUs", workers=self._workers, cpus=len(self._cpus))
         if engine.http:
             log.info("http is not served yet in this version", address=engine.http)
+
+    def _adopt(self, saved: Saved) -> None:
+        """Goes on with the workers there are, and with what had come before the re-execution."""
+        for child in children_of(saved):
+            self._crew.take(child)
+        log.info("workers adopted", pids=[child.pid for child in self._crew.children.values()])
+        self._act_on(saved.signals)
 
     def _make_room(self, connections_max: int) -> None:
         """Workers that start later inherit the limit of descriptors; those that run raise their own."""
@@ -296,13 +344,58 @@ class Master:
             timeout_s = new.engine.heartbeat_timeout_s
             self._supervisor.timing = self._supervisor.timing._replace(heartbeat_timeout_s=timeout_s)
 
+    def start_rehearsal(self) -> None:
+        """Runs the code on disk with what it would get, in a child process. Raises: OSError."""
+        state_fd = reexec.write(self._save())
+        try:
+            timeout_s = self._supervisor.timing.rehearsal_timeout_s
+            self._rehearsal = Rehearsal(self._loop, self._command, state_fd, timeout_s, self._rehearsed)
+        finally:
+            os.close(state_fd)
+        log.info("rehearsal begins", pid=self._rehearsal.pid, command=self._command)
+
+    def _rehearsed(self, why: str) -> None:
+        self._rehearsal = None
+        self._reloads.rehearsed(why, time.monotonic())
+
+    def _cancel_rehearsal(self) -> None:
+        if self._rehearsal is not None:
+            self._rehearsal.cancel()
+            self._rehearsal = None
+
+    def _save(self, signals: Iterable[int] = ()) -> Saved:
+        return reexec.save(
+            self._command,
+            self._briefing,
+            self._supervisor,
+            self._crew.children,
+            self._holdings,
+            self._reloads.operations,
+            signals,
+        )
+
+    def re_execute(self) -> str:
+        """Becomes the code on disk. What signals say meanwhile is heard by who comes up. Returns why not."""
+        came = self._signals.hold()
+        try:
+            if not {signal.SIGTERM, signal.SIGINT} & {*came}:
+                log.info("re-executing", command=self._command)
+                reexec.become(self._save(came))
+        except OSError as error:
+            return f"the code on disk cannot be run: {error.strerror} ({error.filename or self._command[0]})"
+        finally:
+            self._signals.release()
+            self._act_on(came)
+        return "the engine stops"
+
     # Time
 
     def _tick(self) -> None:
         now = time.monotonic()
         self._do([*self._supervisor.tick(now, self._beat_of)])
         self._do(self._rolls.tick(now))
-        self._reloads.tick(now)
+        if self._rehearsal is not None:
+            self._rehearsal.tick(now)
         self._admin.tick(now)
         self._show_title()
         if now >= self._measure_at:
@@ -310,6 +403,8 @@ class Master:
             self._crew.measure()
             # Deaths are told by SIGCHLD; this is for the one that would slip through.
             self._crew.reap()
+        # Last, as the code on disk may take over here.
+        self._reloads.tick(now)
 
     def _beat_of(self, seat: Seat) -> float:
         return self._holdings.scoreboard.read(row_of(*seat)).heartbeat_ns / 1e9
@@ -324,13 +419,17 @@ class Master:
     # Signals
 
     def _on_signals(self, _: int) -> None:
-        for number in dict.fromkeys(self._signals.take()):
+        self._act_on(self._signals.take())
+
+    def _act_on(self, numbers: Iterable[int]) -> None:
+        for number in dict.fromkeys(numbers):
             if handler := self._on_signal.get(signal.Signals(number)):
                 handler()
 
     def _stop_all_else(self) -> float:
         """A stop wins over whatever operators asked for. Returns the time."""
         now = time.monotonic()
+        self._cancel_rehearsal()
         self._rolls.stop()
         self._reloads.stop(now)
         return now

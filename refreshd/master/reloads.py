@@ -7,6 +7,12 @@ A reload reads and checks the whole configuration before it touches anything:
                  effect in       all has changed (then new workers are
                  place           what was asked for): one slot at a time
 
+An upgrade is checked by the code that is on disk, in a rehearsal, as only that knows
+what its configuration may say. Then the master re-executes itself, and the code that
+it became rolls all workers, with the configuration as it is then:
+
+    REHEARSING ──► REHEARSED ──► (re-execution) ──► RESUMED ──► ROLLING ──► done
+
 A step is left out when there is nothing for it to do. What fails before ROLLING has
 changed nothing; if a slot cannot be rolled, those before it stay, those behind it are
 not touched, and the reason is the operation's outcome.
@@ -20,7 +26,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from refreshd import control, logs
+from refreshd import __version__, control, logs
 from refreshd.changes import Changes, compare
 from refreshd.config import Config, to_plain
 from refreshd.config_file import ConfigFile
@@ -52,9 +58,18 @@ class Hands(Protocol):
     def use(self, old: Config, new: Config) -> None:
         """The master's own settings may have changed."""
 
+    def start_rehearsal(self) -> None:
+        """Has the code on disk rehearse; `Reloads.rehearsed` will be told. Raises: OSError."""
+
+    def re_execute(self) -> str:
+        """Becomes the code on disk. Returns only if that cannot be, and why."""
+
 
 class _Stage(enum.Enum):
     IDLE = "idle"
+    REHEARSING = "rehearsing"
+    REHEARSED = "rehearsed"
+    RESUMED = "resumed"
     CONFIGURING = "configuring"
     ROLLING = "rolling"
 
@@ -67,11 +82,17 @@ class _Plan(NamedTuple):
 
     @property
     def needs_workers(self) -> bool:
+        """Whether a reload must roll: a setting wants it, or new workers are all that it can be about."""
         return bool(self.changes.workers) or self.changes.is_empty
 
 
 class Reloads:
-    """Reloads, one at a time. The master tells it what happens, and calls `tick` at least once a second."""
+    """Reloads and upgrades, one at a time. The master tells it what happens.
+
+    `tick` must be called at least once a second, and not while something of the loop's
+    is half done: it may re-execute the master. `operations` is what a master that was
+    re-executed had; the upgrade that runs there goes on.
+    """
 
     def __init__(
         self,
@@ -86,7 +107,7 @@ class Reloads:
         self._briefing = briefing
         self._supervisor = supervisor
         self._hands = hands
-        self._stage = _Stage.IDLE
+        self._stage = _Stage.RESUMED if self.operations.running else _Stage.IDLE
         self._plan: _Plan
         self._before: Config
         """The configuration that is gone back to if a worker does not take the new one."""
@@ -110,14 +131,15 @@ class Reloads:
         """See `operations.Operator`."""
         self._refuse_by_phase()
         try:
-            self._read()
+            self.check()
         except ConfigError as error:
             raise config_refused(self._file.path, error) from None
         return self.operations.ask(Kind.RELOAD)
 
     def start_upgrade(self) -> Operation:
-        """See `operations.Operator`."""
-        raise Refused("unavailable", "this version has no upgrade yet")
+        """See `operations.Operator`. The configuration is checked by the code that is on disk."""
+        self._refuse_by_phase()
+        return self.operations.ask(Kind.UPGRADE)
 
     def set_draining(self, on: bool) -> None:
         """See `operations.Operator`."""
@@ -136,6 +158,10 @@ class Reloads:
         if self._supervisor.phase in (Phase.STOPPING, Phase.ENDED):
             raise Refused("draining", "the engine is stopping", retry_ms=_RETRY_MS)
 
+    def check(self) -> None:
+        """Raises: ConfigError when what the file says now cannot be brought about while the engine runs."""
+        self._read()
+
     # The steps
 
     def _read(self) -> _Plan:
@@ -152,19 +178,45 @@ class Reloads:
         if operation is None:
             return
         log.info("operation begins", operation=operation.number, kind=operation.kind.value)
+        if operation.kind is Kind.UPGRADE:
+            self._rehearse(now)
+        elif self._has_plan(now):
+            if self._plan.changes.in_place:
+                self._configure(now)
+            else:
+                self._roll_or_be_done(now)
+
+    def _has_plan(self, now: float) -> bool:
+        """Reads the configuration for the running operation, which fails if that cannot be used."""
         self.operations.step("checking the configuration")
         try:
             self._plan = self._read()
         except ConfigError as error:
             # It was right when it was asked for; by now somebody may have changed the file again.
             self._fail(config_refused(self._file.path, error).msg, now)
-            return
+            return False
         log.info("configuration read", changes=self._plan.changes.summary())
         self._n_rolled = 0
-        if self._plan.changes.in_place:
-            self._configure(now)
-        else:
-            self._roll(now)
+        return True
+
+    def _rehearse(self, now: float) -> None:
+        self.operations.step("rehearsing with the code on disk")
+        self._stage = _Stage.REHEARSING
+        try:
+            self._hands.start_rehearsal()
+        except OSError as error:
+            self._fail(f"the code on disk cannot be run: {error.strerror} ({error.filename})", now)
+
+    def _re_execute(self, now: float) -> None:
+        self.operations.step("the master re-executes itself")
+        why = self._hands.re_execute()
+        if self._stage is _Stage.REHEARSED:
+            self._fail(why, now)
+
+    def _resume(self, now: float) -> None:
+        """The new code has come up as the master, in the middle of an upgrade."""
+        if self._has_plan(now):
+            self._roll()
 
     def _configure(self, now: float) -> None:
         self.operations.step("telling the workers what has changed")
@@ -191,7 +243,7 @@ class Reloads:
             return
         self._due_at = math.inf
         log.info("in place", settings=self._plan.changes.in_place)
-        self._roll(now)
+        self._roll_or_be_done(now)
 
     def _undo(self, why: str, now: float) -> None:
         """Not every worker took it: all shall have what they had."""
@@ -199,17 +251,25 @@ class Reloads:
         self._tell_config()
         self._fail(why, now)
 
-    def _roll(self, now: float) -> None:
-        if not self._plan.needs_workers:
+    def _roll_or_be_done(self, now: float) -> None:
+        if self._plan.needs_workers:
+            self._roll()
+        else:
             self._done(now)
-            return
+
+    def _roll(self) -> None:
         self._stage = _Stage.ROLLING
         self._briefing.wanted = self._plan.config
         self._hands.roll([slot.number for slot in self._supervisor.slots])
 
     def _done(self, now: float) -> None:
-        rolled = f"; {self._n_rolled} workers rolled" if self._n_rolled else ""
-        operation = self.operations.done(self._plan.changes.summary() + rolled, now, _unix_ms())
+        parts = [self._plan.changes.summary()]
+        if self._n_rolled:
+            parts.append(f"{self._n_rolled} workers rolled")
+        running = self.operations.running
+        if running is not None and running.kind is Kind.UPGRADE:
+            parts.insert(0, f"release {__version__}")
+        operation = self.operations.done("; ".join(parts), now, _unix_ms())
         self._rest()
         log.info("operation done", **_shown(operation, now))
 
@@ -224,6 +284,13 @@ class Reloads:
         self._briefing.wanted = None
 
     # What happened
+
+    def rehearsed(self, why: str, now: float) -> None:
+        """The code on disk has shown that it would come up, or `why` says why not."""
+        if why:
+            self._fail(why, now)
+        else:
+            self._stage = _Stage.REHEARSED
 
     def configured(self, seat: Seat, number: int, why: str, now: float) -> None:
         """A worker took the settings, or says why not."""
@@ -264,7 +331,11 @@ class Reloads:
             slots = ", ".join(str(seat.slot) for seat in sorted(self._unanswered))
             timeout_s = self._supervisor.timing.configure_timeout_s
             self._undo(f"workers {slots} did not take the new settings within {timeout_s:g} s", now)
-        if self.operations.waiting is not None and self._supervisor.phase is Phase.UP:
+        if self._stage is _Stage.REHEARSED:
+            self._re_execute(now)
+        elif self._stage is _Stage.RESUMED:
+            self._resume(now)
+        elif self.operations.waiting is not None and self._supervisor.phase is Phase.UP:
             self._begin(now)
 
     def stop(self, now: float) -> None:

@@ -12,11 +12,12 @@ from refreshd.config import Config
 from refreshd.config_file import ConfigFile
 from refreshd.master.master import Master
 from refreshd.master.processes import Timing
+from refreshd.master.reexec import Saved
 
 
-def make(config: Config, file: ConfigFile) -> Master:
+def make(config: Config, file: ConfigFile, saved: Saved | None) -> Master:
     timing = Timing(**json.loads(os.environ["FAKE_TIMING"]))
-    return Master(config, file, worker_module="tests.refreshd.master.fake_worker", timing=timing)
+    return Master(config, file, saved, worker_module="tests.refreshd.master.fake_worker", timing=timing)
 
 
 if __name__ == "__main__":
