@@ -24,8 +24,10 @@ from refreshd.master.briefing import Briefing
 from refreshd.master.children import Child, by_others, describe_exit
 from refreshd.master.console import Console
 from refreshd.master.crew import Crew
+from refreshd.master.herald import Herald
 from refreshd.master.holdings import Holdings, take_hold
 from refreshd.master.loop import READ, Loop, Signals
+from refreshd.master.notify import Notifier
 from refreshd.master.processes import IllegalTransition, Seat, Timing
 from refreshd.master.reloads import Reloads
 from refreshd.master.rolls import (
@@ -92,6 +94,7 @@ class Master:
         self._holdings: Holdings
         self._crew: Crew
         self._admin: AdminServer
+        self._herald: Herald
 
     def __repr__(self) -> str:
         return f"<Master {self._supervisor}>"
@@ -122,6 +125,9 @@ class Master:
     def _open(self, stack: ExitStack) -> None:
         engine = self._config.engine
         self._show_title()
+        notifier = Notifier(os.environ)
+        stack.callback(notifier.close)
+        self._herald = Herald(notifier)
         self._holdings = take_hold(engine, self._workers)
         stack.callback(self._holdings.close)
         self._briefing.lanes = self._holdings.lanes
@@ -304,6 +310,7 @@ class Master:
         self._do(self._rolls.tick(now))
         self._reloads.tick(now)
         self._admin.tick(now)
+        self._herald.tick(now, self._supervisor, self._reloads.operations)
         self._show_title()
         if now >= self._measure_at:
             self._measure_at = now + _MEASURE_EVERY_S
@@ -356,6 +363,7 @@ class Master:
             self._reloads.start_reload()
         except Refused as refused:
             log.error("reload refused", by="SIGHUP", why=refused.msg)
+            self._herald.refused(time.monotonic(), refused.msg)
 
     def _on_upgrade(self) -> None:
         try:
