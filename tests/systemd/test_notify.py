@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,3 +85,31 @@ def test_a_manager_that_is_gone_is_nobodys_trouble(tmp_path: Path) -> None:
         assert engine.stop(signal.SIGINT) == 0
     finally:
         engine.__exit__()
+
+
+def test_a_reload_is_told_from_its_beginning_to_its_end(manager: Manager) -> None:
+    with Engine(environment=manager.environment) as engine:
+        manager.wait_for("READY")
+        engine.settings = "tasks_max = 1000"
+        engine.configure()
+        assert engine.process is not None
+        engine.process.send_signal(signal.SIGHUP)
+        manager.wait_for("READY", 2)
+        assert manager.states() == ["READY=1", "RELOADING=1", "READY=1"]
+        wait_until(
+            lambda: any("reload 1 done" in told.text for told in manager.told("STATUS")), "its outcome"
+        )
+        # As Type=notify-reload wants it: by the clock that it compares with.
+        assert int(manager.told("MONOTONIC_USEC")[0].text.partition("=")[2]) <= time.monotonic() * 1e6
+
+
+def test_a_reload_that_is_refused_has_an_end_too(manager: Manager) -> None:
+    with Engine(environment=manager.environment) as engine:
+        manager.wait_for("READY")
+        engine.settings = "no_such_setting = 1"
+        engine.configure()
+        assert engine.process is not None
+        engine.process.send_signal(signal.SIGHUP)
+        manager.wait_for("READY", 2)
+        assert manager.states() == ["READY=1", "RELOADING=1", "READY=1"]
+        assert any("no_such_setting" in told.text for told in manager.told("STATUS"))

@@ -25,6 +25,13 @@ def test_every_file_that_is_there_is_installed() -> None:
     assert [file for file in files if file not in PAGE] == []
 
 
+def test_every_verb_it_names_is_one() -> None:
+    known = set(re.findall(r"^## (\w+)$", (ROOT / "docs" / "refreshctl.md").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\brefreshctl (\w+)", PAGE))
+    assert {"reload", "upgrade", "drain", "undrain", "status", "workers"} <= named
+    assert named - known == set()
+
+
 def test_every_setting_it_names_is_one() -> None:
     known = {f"{setting.section}.{setting.key}" for setting in SETTINGS}
     named = set(re.findall(r"`((?:engine|store|redis)\.\w+)`", PAGE))

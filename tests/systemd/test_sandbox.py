@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.driver import Engine
+from tests.peer.raw import Reply
 from tests.peer.waiting import wait_until
 from tests.systemd.sandbox import allowed_calls
 from tools.servers.agent import Agent
@@ -47,6 +48,11 @@ def test_the_filter_is_read_as_systemd_reads_it() -> None:
     assert not {"setpriority", "chown", "mount", "ptrace", "bpf", "mlock", "keyctl"} & calls
 
 
+def ended(operation: Reply) -> Reply | None:
+    """The operation, once it is over."""
+    return operation if operation["state"] in ("done", "failed") else None
+
+
 def test_engine_and_agent_live_in_it(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {" ".join(confined("proxyd.service"))} {sys.executable} "$@"\n')
@@ -61,5 +67,9 @@ def test_engine_and_agent_live_in_it(tmp_path: Path) -> None:
                 wait_until(lambda: peer.ask(post).ok, "a proxy that serves it")
                 wait_until(lambda: peer.ask("get_task task_id=t1")["state"] == "failed", "the task's end")
             engine.wait_for_worker(0, other_than=engine.kill_worker(0))
+            # The file has not changed: every worker is replaced, with its tasks and connections.
+            assert engine.admin("reload").ok
+            over = wait_until(lambda: ended(engine.admin("operation")), "the reload's end")
+            assert (over["state"], over["why"].split("; ")[-1]) == ("done", "2 workers rolled")
             assert all(int(row["mem"]) > 0 for row in engine.admin("list_workers").rows)
         assert engine.stop() == 0

@@ -9,7 +9,7 @@ import pytest
 from proxyd.__main__ import EXIT_CONFIG as AGENT_EXIT_CONFIG
 from proxyd.config import load as load_agent
 from refreshd.__main__ import EXIT_CONFIG, EXIT_USAGE
-from refreshd.__main__ import load as load_engine
+from refreshd.config_file import ConfigFile
 from tests.systemd.units import FOLDER, SERVICES, UNITS, PrivateRoot, values
 
 pytestmark = pytest.mark.needs("systemd-analyze", "systemd-sysusers", "systemd-tmpfiles")
@@ -94,7 +94,7 @@ def test_a_wrong_configuration_is_not_tried_again() -> None:
 
 def test_the_engine_stops_before_systemd_loses_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/nowhere")
-    engine = load_engine(str(FOLDER / "refreshd.toml")).engine
+    engine = ConfigFile(str(FOLDER / "refreshd.toml")).load().engine
     assert engine.stop_deadline_s * 2 <= float(values("refreshd.service", "TimeoutStopSec")[0])
     assert engine.heartbeat_timeout_s * 2 < float(values("refreshd.service", "WatchdogSec")[0])
     agent = load_agent(FOLDER / "proxyd.toml")
