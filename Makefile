@@ -31,7 +31,7 @@ run demo: install
 
 # pytest comes last, so that its closing line is the last one.
 test: .venv/.test-installed
-	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nc:netcat-openbsd
+	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nc:netcat-openbsd systemd-analyze:systemd
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)

@@ -6,6 +6,7 @@ Nothing here binds, connects or resolves a name.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -203,20 +204,29 @@ class _Reader:
             seen.add(cache["name"])
 
     def read_secret(self, agent: dict[str, Any], folder: Path) -> bytes:
-        """The secret that goes with `key`. A relative path begins at the configuration's folder."""
+        """The secret that goes with `key`.
+
+        A relative path begins at the configuration's folder; `${NAME}` in it stands for an
+        environment variable, so that systemd can hand the secret over as a credential.
+        """
         key, name = agent["key"], agent["secret_file"]
         if bool(key) != bool(name):
             self.blame("key and secret_file go together", "agent", 0, "key" if key else "secret_file")
         if not key or not name:
             return b""
         try:
-            secret: bytes = (folder / name).read_bytes().strip()
+            secret: bytes = (folder / _expand(name)).read_bytes().strip()
         except OSError as error:
             self.blame(f"secret_file: {name} cannot be read: {error.strerror}", "agent", 0, "secret_file")
             return b""
         if not secret:
             self.blame(f"secret_file: {name} is empty", "agent", 0, "secret_file")
         return secret
+
+
+def _expand(path: str) -> str:
+    """What is not set stays, and the file is not found under that name."""
+    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ.get(match[1], match[0]), path)
 
 
 def _nearest(name: str, known: Any) -> str:

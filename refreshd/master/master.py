@@ -25,8 +25,10 @@ from refreshd.master.briefing import Briefing
 from refreshd.master.children import Child, by_others, check_module, describe_exit
 from refreshd.master.console import Console
 from refreshd.master.crew import Crew
+from refreshd.master.herald import Herald
 from refreshd.master.holdings import Holdings, hold_on, take_hold
 from refreshd.master.loop import READ, Loop, Signals
+from refreshd.master.notify import Notifier
 from refreshd.master.operations import Operations
 from refreshd.master.processes import IllegalTransition, Seat, State, Timing
 from refreshd.master.reexec import Saved, adopt_fds, children_of, command_line, restore
@@ -110,6 +112,7 @@ class Master:
         self._holdings: Holdings
         self._crew: Crew
         self._admin: AdminServer
+        self._herald: Herald
 
     def __repr__(self) -> str:
         return f"<Master {self._supervisor}>"
@@ -158,6 +161,9 @@ class Master:
     def _open(self, stack: ExitStack) -> None:
         engine = self._config.engine
         self._show_title()
+        notifier = Notifier(os.environ)
+        stack.callback(notifier.close)
+        self._herald = Herald(notifier)
         if self._saved is None:
             self._holdings = take_hold(engine, self._workers)
         else:
@@ -397,6 +403,7 @@ class Master:
         if self._rehearsal is not None:
             self._rehearsal.tick(now)
         self._admin.tick(now)
+        self._herald.tick(now, self._supervisor, self._reloads.operations)
         self._show_title()
         if now >= self._measure_at:
             self._measure_at = now + _MEASURE_EVERY_S
@@ -455,6 +462,7 @@ class Master:
             self._reloads.start_reload()
         except Refused as refused:
             log.error("reload refused", by="SIGHUP", why=refused.msg)
+            self._herald.refused(time.monotonic(), refused.msg)
 
     def _on_upgrade(self) -> None:
         try:

@@ -126,6 +126,8 @@ class Supervisor:
         """Why the engine could not boot, once that is so."""
         self.generation = 1
         """Of the newest process."""
+        self.silent_s = 0.0
+        """The longest that the loop of a ready worker has not turned, at the last tick."""
         self._ticked_at = math.inf
         self._resumed_at = -math.inf
 
@@ -260,6 +262,7 @@ class Supervisor:
         if now - self._ticked_at > PAUSE_S:
             self._resumed_at = now
         self._ticked_at = now
+        self.silent_s = 0.0
         actions: list[Action] = []
         for process in self.processes():
             if process.state is State.READY:
@@ -270,6 +273,7 @@ class Supervisor:
 
     def _check_beat(self, process: Process, beat: float, now: float) -> None:
         silent_s = now - max(beat, process.ready_at, self._resumed_at)
+        self.silent_s = max(self.silent_s, silent_s)
         if silent_s > self.timing.heartbeat_timeout_s:
             process.kill_by(now, f"silent for {silent_s:.1f} s")
 

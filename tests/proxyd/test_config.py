@@ -67,6 +67,16 @@ def test_without_a_file() -> None:
     assert config.name
 
 
+def test_a_secret_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    text = GOOD.replace('"secret"', '"${CREDENTIALS_DIRECTORY}/secret"')
+    fault = "7: secret_file: ${CREDENTIALS_DIRECTORY}/secret cannot be read: No such file or directory"
+    assert read(tmp_path, text) == [fault]
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert read(tmp_path, text) == []
+    assert load(tmp_path / "proxyd.toml").secret == b"s3cret"
+
+
 NOT_BUILT = "is not built yet; this version knows varnish, ats"
 BAD = [
     ('kind = "ats"', 'kind = "nginx"', f"20: kind: kind 'nginx' {NOT_BUILT}"),

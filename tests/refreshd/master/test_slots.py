@@ -207,6 +207,17 @@ def test_the_silent_are_killed_and_replaced() -> None:
     assert drive.die(0, "killed by SIGKILL", by_others=True) == [Spawn(Seat(0), 2)]
 
 
+def test_the_longest_silence_of_who_serves_is_known() -> None:
+    drive = Drive().ready(0, 1)
+    drive.wait(3.0, beating=False)
+    drive.beats[Seat(0)] = drive.now
+    drive.supervisor.tick(drive.now, drive.beats.__getitem__)
+    assert drive.supervisor.silent_s == 3.0
+    drive.die(1)
+    drive.supervisor.tick(drive.now, drive.beats.__getitem__)
+    assert drive.supervisor.silent_s == 0.0
+
+
 def test_who_starts_need_not_beat() -> None:
     drive = Drive(1)
     assert drive.wait(TIMING.start_timeout_s / 2, beating=False) == []
