@@ -7,24 +7,20 @@ import signal
 import time
 from collections.abc import Callable
 
-import msgspec
 import psutil
 
-from proxyd.caches import KINDS
-from proxyd.config import AgentConfig, LaneConfig
-from proxyd.connection import Limits
-from proxyd.dispatch import Dispatcher, Lanes
+from proxyd.config import AgentConfig
+from proxyd.dispatch import Dispatcher
+from proxyd.lanes import Caches
 from proxyd.link import LinkSettings
 from proxyd.links import Links
 from proxyd.logs import Log
-from proxyd.pipeline import CacheClient
 from proxyd.session import Identity
+from proxyd.waiting import wait_until
 
 # PROTOCOL.md asks for a beat every 5 s at least.
 BEAT_EVERY_S = 2.5
 PROGRESS_EVERY_S = 1.0
-# How often a stopping agent looks whether all is done.
-STOP_POLL_S = 0.02
 
 
 class Agent:
@@ -36,6 +32,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._fast_stop = False
         self._dispatcher = Dispatcher(self._hold)
+        self._caches = Caches(self._dispatcher.ended)
         who = Identity(config.name, config.group, config.layer)
         settings = LinkSettings(who, config.credit, config.silence_s, config.key, config.secret)
         self._links = Links(config.engines, settings, self._dispatcher, log)
@@ -53,7 +50,8 @@ class Agent:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, lambda: self.stop(fast=True))
         config = self._config
-        self._dispatcher.use_caches(self._make_lanes(cache.name) for cache in config.caches)
+        self._caches.apply(config)
+        self._dispatcher.use_caches(self._caches.in_use)
         self._links.start()
         self._log.info(
             "agent started", name=config.name, group=config.group, layer=config.layer,
@@ -70,27 +68,15 @@ class Agent:
         await asyncio.gather(*timers, return_exceptions=True)
         self._log.info("agent stopped", left=self._dispatcher.tasks)
 
-    def _make_lanes(self, name: str) -> Lanes:
-        cache = next(cache for cache in self._config.caches if cache.name == name)
-        host, port = cache.address
-        ended = self._dispatcher.ended
-        fast = CacheClient(name, host, port, _limits(self._config.fast), ended)
-        slow = CacheClient(name, host, port, _limits(self._config.slow, streaming=True), ended)
-        return Lanes(name, KINDS[cache.kind], fast, slow)
-
     async def _finish(self) -> None:
         """Takes nothing new, ends and reports what is in hand, closes. What is left is pushed again later."""
-        loop = asyncio.get_running_loop()
         self._links.refuse_pushes()
-        deadline = loop.time() + self._config.stop_timeout_s
-        while not self._fast_stop and loop.time() < deadline:
-            if not self._dispatcher.tasks and self._links.flushed:
-                break
-            await asyncio.sleep(STOP_POLL_S)
+        await wait_until(
+            lambda: self._fast_stop or (not self._dispatcher.tasks and self._links.flushed),
+            self._config.stop_timeout_s,
+        )
         await self._links.stop()
-        for cache in self._dispatcher.caches:
-            cache.fast.close()
-            cache.slow.close()
+        self._caches.close()
 
     def _hold(self, on: bool) -> None:
         self._links.hold(on)
@@ -110,17 +96,3 @@ class Agent:
         figures["cpu"] = round((cpu - was_cpu) / max(now - was, 0.001), 3)
         figures["mem"] = self._process.memory_info().rss
         self._links.beat(figures, asyncio.get_running_loop().time())
-
-
-def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:
-    limits = Limits(
-        connections=lane.connections,
-        depth=lane.depth,
-        connect_timeout_s=lane.connect_timeout_s,
-        answer_timeout_s=lane.answer_timeout_s,
-        whole_timeout_s=lane.whole_timeout_s,
-        patience_s=lane.patience_s,
-    )
-    if streaming:
-        return msgspec.structs.replace(limits, answer_max_bytes=None, streaming=True)
-    return limits

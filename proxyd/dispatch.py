@@ -75,7 +75,7 @@ class Dispatcher:
         self._held = False
 
     def use_caches(self, caches: Iterable[Lanes]) -> None:
-        """Says what the caches are, once, before anything is pushed."""
+        """Says what the caches are; what is in hand goes on at those that it began with."""
         self._caches = tuple(caches)
         self._routes = {}
 

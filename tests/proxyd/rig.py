@@ -122,6 +122,11 @@ class Scripted:
         self.requests: list[bytes] = []
         self.address = address
 
+    @property
+    def open(self) -> int:
+        """Connections that have not ended."""
+        return len(self._tasks)
+
     async def __aenter__(self) -> Scripted:
         self._server = await asyncio.start_server(self._serve, *self.address)
         self.address = self._server.sockets[0].getsockname()
