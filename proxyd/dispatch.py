@@ -18,6 +18,7 @@ import msgspec
 
 from proxyd.caches import CacheKind, Deed
 from proxyd.errors import BadTarget
+from proxyd.homes import add_home, leave_home, move_home, parts_of
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
 from proxyd.targets import split_directory, split_target
@@ -27,6 +28,8 @@ from wire.tasks import PushHead
 SLOW_TYPES = frozenset({"prefetch"})
 """What goes through the slow lane; all else is quick."""
 OVERCOMMIT = 2
+NO_HEAD = PushHead(type="")
+"""Of a push that could not be read."""
 
 
 class Lanes(msgspec.Struct, frozen=True):
@@ -97,16 +100,14 @@ class Dispatcher:
         """Begins a task. One that is in flight already goes on, and is reported to `home` from now on."""
         known = self._tasks.get(task_id)
         if known is not None:
-            known.home.owed -= 1
-            known.home = home
-            home.owed += 1
+            known.home = add_home(known.home, home)
             return
         route = self._routes.get(head.type)
         if route is None:
             route = self._routes[head.type] = plan_route(head.type, self._caches)
         expires_at = math.inf if head.ttl_s is None else now + head.ttl_s
         total = len(targets)
-        task = Task(task_id, home, total, head.priority, now, expires_at)
+        task = Task(task_id, home, total, head, now, expires_at)
         home.owed += 1
         self._tasks[task_id] = task
         self.open_targets += total
@@ -122,7 +123,7 @@ class Dispatcher:
 
     def refuse(self, home: Outbox, task_id: bytes, total: int, error: str, now: float) -> None:
         """Reports a task failed that was never begun."""
-        task = Task(task_id, home, total, 0, now, math.inf)
+        task = Task(task_id, home, total, NO_HEAD, now, math.inf)
         task.open, task.failed, task.error = 0, total, error
         home.owed += 1
         home.add_failed(task)
@@ -134,8 +135,14 @@ class Dispatcher:
             if task is not None:
                 self._long.pop(task_id, None)
                 task.expires_at = 0.0
-                task.home.owed -= 1
+                leave_home(task.home)
                 self._release(task.open)
+
+    def move(self, gone: Outbox, heir: Outbox | None) -> None:
+        """What `gone` was to report is reported by `heir`, or by nobody: it is done all the same."""
+        for task in self._tasks.values():
+            if gone in parts_of(task.home):
+                task.home = move_home(task.home, gone, heir)
 
     def _begin_single(self, task: Task, route: Route, targets: list[bytes]) -> None:
         """The hot path: one cache."""
@@ -147,7 +154,7 @@ class Dispatcher:
             except BadTarget as error:
                 self._end_target(task, target, str(error))
                 continue
-            client.put(Exchange(task, target, deed.render(host, path), deed, None), task.priority)
+            client.put(Exchange(task, target, deed.render(host, path), deed, None), task.head.priority)
 
     def _begin(self, task: Task, route: Route, targets: list[bytes]) -> None:
         if not route.steps:
@@ -163,7 +170,7 @@ class Dispatcher:
             share = Share(len(route.steps))
             share.error = route.refusal
             for deed, client in route.steps:
-                client.put(Exchange(task, target, deed.render(host, path), deed, share), task.priority)
+                client.put(Exchange(task, target, deed.render(host, path), deed, share), task.head.priority)
 
     def _end_target(self, task: Task, target: bytes, error: str) -> None:
         self._release(1)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxyd.caches import Deed
+from wire.tasks import PushHead
 
 if TYPE_CHECKING:
-    from proxyd.outbox import Outbox
+    from proxyd.homes import Home
 
 # What a report lists of the targets that failed, so that its line stays short whatever the task.
 FAILED_LISTED_MAX = 100
@@ -23,18 +24,18 @@ class Task:
 
     __slots__ = (
         "error", "expires_at", "failed", "failed_bytes", "failed_targets",
-        "home", "id", "open", "priority", "received_at", "shown", "total",
+        "head", "home", "id", "open", "received_at", "shown", "total",
     )  # fmt: skip
 
     def __init__(
-        self, task_id: bytes, home: Outbox, total: int, priority: int, received_at: float, expires_at: float
+        self, task_id: bytes, home: Home, total: int, head: PushHead, received_at: float, expires_at: float
     ) -> None:
         self.id = task_id
         self.home = home
         self.total = total
         self.open = total
         self.failed = 0
-        self.priority = priority
+        self.head = head
         self.received_at = received_at
         self.expires_at = expires_at
         """What has not begun by then (loop time) is not begun; 0 once the task is cancelled."""
