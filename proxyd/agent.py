@@ -12,10 +12,8 @@ import psutil
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
 from proxyd.lanes import Caches
-from proxyd.link import LinkSettings
 from proxyd.links import Links
 from proxyd.logs import Log
-from proxyd.session import Identity
 from proxyd.waiting import wait_until
 
 # PROTOCOL.md asks for a beat every 5 s at least.
@@ -33,9 +31,7 @@ class Agent:
         self._fast_stop = False
         self._dispatcher = Dispatcher(self._hold)
         self._caches = Caches(self._dispatcher.ended)
-        who = Identity(config.name, config.group, config.layer)
-        settings = LinkSettings(who, config.credit, config.silence_s, config.key, config.secret)
-        self._links = Links(config.engines, settings, self._dispatcher, log)
+        self._links = Links(config, self._dispatcher, log)
         self._process = psutil.Process()
         self._cpu_at = (time.monotonic(), time.process_time())
 
@@ -52,7 +48,7 @@ class Agent:
         config = self._config
         self._caches.apply(config)
         self._dispatcher.use_caches(self._caches.in_use)
-        self._links.start()
+        self._links.apply(config)
         self._log.info(
             "agent started", name=config.name, group=config.group, layer=config.layer,
             engines=len(config.engines), caches=[cache.name for cache in config.caches],

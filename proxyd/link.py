@@ -13,16 +13,15 @@ from proxyd import session as s
 from proxyd.dispatch import Dispatcher
 from proxyd.errors import LinkBroken, LinkError
 from proxyd.outbox import Outbox
-from proxyd.session import Identity, LinkSession
+from proxyd.session import Identity, LinkSession, LinkState
 from wire.signatures import sign_hello
 
 
 class LinkSettings(msgspec.Struct, frozen=True):
-    """What all links have in common. `key` is empty where the engines ask for none."""
+    """What a link greets with. `key` is empty where the engines ask for none."""
 
     who: Identity
     credit: int
-    silence_s: float
     key: str = ""
     secret: bytes = b""
 
@@ -42,11 +41,14 @@ class Owner(Protocol):
         """Who takes what is pushed."""
 
     @property
-    def stopping(self) -> bool:
-        """Whether pushes are left to be pushed again later."""
+    def refusing(self) -> bool:
+        """Whether pushes are left to be pushed again, elsewhere or later."""
 
     def take(self, link: Link, event: s.Event, now: float) -> None:
         """Acts on an event that is not a push."""
+
+    def heard(self, link: Link) -> None:
+        """The engine that drains has sent something, maybe the last reply."""
 
     def lost(self, link: Link) -> None:
         """The connection has ended."""
@@ -107,10 +109,12 @@ class Link(asyncio.Protocol):
         push = self._dispatcher.push
         for event in events:
             if type(event) is tuple:
-                if not owner.stopping:
+                if not owner.refusing:
                     push(outbox, *cast(s.Push, event), now)
             else:
                 owner.take(self, event, now)
+        if self.session.state is LinkState.DRAINING:
+            owner.heard(self)
 
     def end(self, error: LinkError | None) -> None:
         """Gives the connection up: at once with an error, else after all was written."""

@@ -49,6 +49,16 @@ class Greeted(NamedTuple):
     workers: int
 
 
+class Credited(NamedTuple):
+    """The engine has taken the credit: it may push."""
+
+
+class Counted(NamedTuple):
+    """How many workers the engine has now, as its answer to a beat says."""
+
+    workers: int
+
+
 class Refusal(NamedTuple):
     """The engine refused hello or ready: the connection is of no use."""
 
@@ -88,7 +98,7 @@ class Complaint(NamedTuple):
     text: str
 
 
-Event = Push | Greeted | Refusal | BadPush | Cancel | Drain | Resend | Complaint
+Event = Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Resend | Complaint
 
 
 class Identity(NamedTuple):
@@ -148,6 +158,11 @@ class LinkSession:
     def asked(self) -> int:
         """Requests without a reply so far."""
         return len(self._waiting)
+
+    @property
+    def owes_reports(self) -> bool:
+        """Whether a report was sent that no reply came for."""
+        return any(isinstance(waiting, bytes) for waiting in self._waiting)
 
     def unanswered(self) -> list[bytes]:
         """The reports that no reply came for. The session is over."""
@@ -215,7 +230,12 @@ class LinkSession:
         asked = self._waiting.popleft()
         if line.verb == "err":
             return _read_refusal(asked, read_refused(line))
-        return self._take_greeting(line.fields) if asked == "hello" else None
+        if asked == "hello":
+            return self._take_greeting(line.fields)
+        if asked == "beat":
+            workers = _read_count(line.fields, "workers", 0)
+            return Counted(workers) if 1 <= workers <= WORKERS_MAX else None
+        return Credited() if asked == "ready" else None
 
     def _take_greeting(self, fields: dict[str, str]) -> Greeted:
         self.state = LinkState.SERVING
