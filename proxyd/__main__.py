@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from proxyd import __version__
@@ -26,33 +27,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
     parser.add_argument("--version", action="version", version=f"proxyd {__version__}")
     options = parser.parse_args(argv)
+
+    def read_config() -> AgentConfig:
+        return load(options.config) if options.config is not None else default_config()
+
     try:
-        config = load(options.config) if options.config is not None else default_config()
+        config = read_config()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     if options.check:
         print("ok")
         return 0
-    run(config)
+    run(config, read_config)
     return 0
 
 
-def run(config: AgentConfig) -> None:
+def run(config: AgentConfig, read_config: Callable[[], AgentConfig]) -> None:
     """Runs an agent until a signal stops it."""
     # Imported here: --check needs none of it.
-    import setproctitle
     import uvloop
 
     from proxyd.agent import Agent
-    from proxyd.logs import Log, set_up
+    from proxyd.logs import Log
 
-    set_up(config.log_level)
-    setproctitle.setproctitle(f"proxyd: {config.name}")
     gc.set_threshold(GC_THRESHOLD)
 
     async def serve() -> None:
-        await Agent(config, Log()).run()
+        await Agent(config, Log(config.log_level), read_config).run()
 
     uvloop.run(serve())
 

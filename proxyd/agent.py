@@ -1,37 +1,53 @@
-"""The running agent: puts the parts together, beats, and stops in order."""
+"""The running agent: puts the parts together, beats, does what signals ask for, and stops in order."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable
 
 import psutil
+import setproctitle
 
+from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
 from proxyd.lanes import Caches
 from proxyd.links import Links
 from proxyd.logs import Log
+from proxyd.notify import Notifier
+from proxyd.operations import Operations
 from proxyd.waiting import wait_until
 
 # PROTOCOL.md asks for a beat every 5 s at least.
 BEAT_EVERY_S = 2.5
 PROGRESS_EVERY_S = 1.0
+# Without any engine the agent is as ready as it will be: it waits for them, and a manager that restarts it
+# for that would help nobody.
+READY_AFTER_S = 5.0
 
 
 class Agent:
-    """One agent. `run` returns when it was told to stop and has stopped."""
+    """One agent. `run` returns when it was told to stop and has stopped.
 
-    def __init__(self, config: AgentConfig, log: Log) -> None:
-        self._config = config
-        self._log = log
+    `read_config` reads the configuration anew, for a reload. Raises: ConfigError.
+    """
+
+    def __init__(self, config: AgentConfig, log: Log, read_config: Callable[[], AgentConfig]) -> None:
+        self.config = config
+        self.log = log
+        self.read_config = read_config
+        self.generation = 1
+        """Counts reloads and upgrades; the process title shows it."""
+        self.notifier = Notifier(os.environ)
         self._stop = asyncio.Event()
         self._fast_stop = False
-        self._dispatcher = Dispatcher(self._hold)
-        self._caches = Caches(self._dispatcher.ended)
-        self._links = Links(config, self._dispatcher, log)
+        self.dispatcher = Dispatcher(self._hold)
+        self.caches = Caches(self.dispatcher.ended)
+        self.links = Links(config, self.dispatcher, log)
+        self._operations = Operations(self)
         self._process = psutil.Process()
         self._cpu_at = (time.monotonic(), time.process_time())
 
@@ -45,39 +61,74 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, lambda: self.stop(fast=True))
-        config = self._config
-        self._caches.apply(config)
-        self._dispatcher.use_caches(self._caches.in_use)
-        self._links.apply(config)
-        self._log.info(
-            "agent started", name=config.name, group=config.group, layer=config.layer,
-            engines=len(config.engines), caches=[cache.name for cache in config.caches],
+        loop.add_signal_handler(signal.SIGHUP, self._operations.ask_reload)
+        self.apply(self.config)
+        self._show_generation()
+        self.log.info(
+            "agent started", name=self.config.name, group=self.config.group, layer=self.config.layer,
+            engines=len(self.config.engines), caches=[cache.name for cache in self.config.caches],
         )  # fmt: skip
         timers = [
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
-            loop.create_task(self._every(PROGRESS_EVERY_S, self._dispatcher.tell_progress)),
+            loop.create_task(self._every(PROGRESS_EVERY_S, self.dispatcher.tell_progress)),
+            loop.create_task(self._operations.run()),
+            loop.create_task(self._say_ready()),
         ]
+        if self.notifier.watchdog_s is not None:
+            timers.append(loop.create_task(self._every(self.notifier.watchdog_s, self._feed_watchdog)))
         await self._stop.wait()
+        self.notifier.send(STOPPING="1")
         await self._finish()
         for timer in timers:
             timer.cancel()
         await asyncio.gather(*timers, return_exceptions=True)
-        self._log.info("agent stopped", left=self._dispatcher.tasks)
+        self.notifier.close()
+        self.log.info("agent stopped", left=self.dispatcher.tasks)
+
+    def apply(self, config: AgentConfig) -> list[Change]:
+        """Makes a configuration hold; what it takes of links is begun here and done by `Links.settle`."""
+        changes = compare(self.config, config)
+        self.config = config
+        self.log.set_level(config.log_level)
+        self.caches.apply(config)
+        self.dispatcher.use_caches(self.caches.in_use)
+        self.links.apply(config)
+        return changes
+
+    def next_generation(self) -> None:
+        """A reload or an upgrade was taken."""
+        self.generation += 1
+        self._show_generation()
+
+    def _show_generation(self) -> None:
+        setproctitle.setproctitle(f"proxyd: {self.config.name} gen {self.generation}")
+
+    async def _say_ready(self) -> None:
+        await wait_until(lambda: self.links.serving, READY_AFTER_S)
+        self.say_ready()
+
+    def say_ready(self) -> None:
+        """Tells the service's manager that the agent does its work."""
+        status = "serves" if self.links.serving else "waits for an engine"
+        self.notifier.send(READY="1", STATUS=f"{status}; generation {self.generation}")
+
+    def _feed_watchdog(self) -> None:
+        self.notifier.send(WATCHDOG="1")
 
     async def _finish(self) -> None:
         """Takes nothing new, ends and reports what is in hand, closes. What is left is pushed again later."""
-        self._links.refuse_pushes()
+        self.links.refuse_pushes()
         await wait_until(
-            lambda: self._fast_stop or (not self._dispatcher.tasks and self._links.flushed),
-            self._config.stop_timeout_s,
+            lambda: self._fast_stop or (not self.dispatcher.tasks and self.links.flushed),
+            self.config.stop_timeout_s,
         )
-        await self._links.stop()
-        self._caches.close()
+        await self.links.stop()
+        self.caches.close()
 
     def _hold(self, on: bool) -> None:
-        self._links.hold(on)
+        self.links.hold(on)
         if on:
-            self._log.sampled("hold", "overfull: engines are not read", targets=self._dispatcher.open_targets)
+            self.log.sampled("hold", "overfull: engines are not read", targets=self.dispatcher.open_targets)
 
     async def _every(self, seconds: float, act: Callable[[], None]) -> None:
         while True:
@@ -88,7 +139,7 @@ class Agent:
         now, cpu = time.monotonic(), time.process_time()
         was, was_cpu = self._cpu_at
         self._cpu_at = (now, cpu)
-        figures = self._dispatcher.figures()
+        figures = self.dispatcher.figures()
         figures["cpu"] = round((cpu - was_cpu) / max(now - was, 0.001), 3)
         figures["mem"] = self._process.memory_info().rss
-        self._links.beat(figures, asyncio.get_running_loop().time())
+        self.links.beat(figures, asyncio.get_running_loop().time())

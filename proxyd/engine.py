@@ -106,9 +106,11 @@ class Engine:
         if address in self._redirects:
             self._redirects.remove(address)
         text = str(error) or f"no answer within {GREET_TIMEOUT_S:g} s"
-        if self._fresh is not None and slot is self._fresh[1]:
+        old, fresh = self._fresh or (None, None)
+        if slot is fresh:
             self._why_not = text
-        elif not slot.refusing:
+        elif slot is not old and not slot.refusing:
+            # (Where a fresh one is greeted, the engine closes the old one.)
             self.log.sampled(
                 f"down {self.name} {slot.worker}", "link down",
                 engine=format_address(address), worker=slot.worker, error=text,

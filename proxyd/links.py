@@ -16,7 +16,7 @@ from proxyd.logs import Log
 from proxyd.session import Identity
 
 # An engine that refuses a greeting may take it after a reload of its own.
-SETTLE_AGAIN_S = 5.0
+SETTLE_AGAIN_S = 2.0
 
 
 class Links:
@@ -45,6 +45,11 @@ class Links:
     def reading(self) -> bool:
         """Whether what engines send is read."""
         return not self._held
+
+    @property
+    def serving(self) -> bool:
+        """Whether any engine has greeted back."""
+        return any(slot.serving for engine in self._engines.values() for slot in engine.slots)
 
     def is_configured(self, address: tuple[str, int]) -> bool:
         """Whether an engine of that address has links of its own."""
