@@ -11,6 +11,8 @@ from collections.abc import Callable
 import psutil
 import setproctitle
 
+from proxyd import __version__
+from proxyd.carry import Carried
 from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
@@ -19,6 +21,7 @@ from proxyd.links import Links
 from proxyd.logs import Log
 from proxyd.notify import Notifier
 from proxyd.operations import Operations
+from proxyd.upgrade import SIGNALS
 from proxyd.waiting import wait_until
 
 # PROTOCOL.md asks for a beat every 5 s at least.
@@ -48,8 +51,14 @@ class Agent:
         self.caches = Caches(self.dispatcher.ended)
         self.links = Links(config, self.dispatcher, log)
         self._operations = Operations(self)
+        self._carried: Carried | None = None
         self._process = psutil.Process()
         self._cpu_at = (time.monotonic(), time.process_time())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
 
     def stop(self, *, fast: bool = False) -> None:
         """Asks it to stop: gracefully, or at once."""
@@ -62,17 +71,21 @@ class Agent:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, lambda: self.stop(fast=True))
         loop.add_signal_handler(signal.SIGHUP, self._operations.ask_reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._operations.ask_upgrade)
+        # What came while this code was started was kept for it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         self.apply(self.config)
         self._show_generation()
-        self.log.info(
-            "agent started", name=self.config.name, group=self.config.group, layer=self.config.layer,
-            engines=len(self.config.engines), caches=[cache.name for cache in self.config.caches],
-        )  # fmt: skip
+        if self._carried is None:
+            self.log.info(
+                "agent started", name=self.config.name, group=self.config.group, layer=self.config.layer,
+                engines=len(self.config.engines), caches=[cache.name for cache in self.config.caches],
+            )  # fmt: skip
         timers = [
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
             loop.create_task(self._every(PROGRESS_EVERY_S, self.dispatcher.tell_progress)),
             loop.create_task(self._operations.run()),
-            loop.create_task(self._say_ready()),
+            loop.create_task(self._arrive()),
         ]
         if self.notifier.watchdog_s is not None:
             timers.append(loop.create_task(self._every(self.notifier.watchdog_s, self._feed_watchdog)))
@@ -90,10 +103,13 @@ class Agent:
         changes = compare(self.config, config)
         self.config = config
         self.log.set_level(config.log_level)
-        self.caches.apply(config)
-        self.dispatcher.use_caches(self.caches.in_use)
+        self._apply_caches(config)
         self.links.apply(config)
         return changes
+
+    def _apply_caches(self, config: AgentConfig) -> None:
+        self.caches.apply(config)
+        self.dispatcher.use_caches(self.caches.in_use)
 
     def next_generation(self) -> None:
         """A reload or an upgrade was taken."""
@@ -103,8 +119,32 @@ class Agent:
     def _show_generation(self) -> None:
         setproctitle.setproctitle(f"proxyd: {self.config.name} gen {self.generation}")
 
-    async def _say_ready(self) -> None:
-        await wait_until(lambda: self.links.serving, READY_AFTER_S)
+    def adopt(self, carried: Carried) -> None:
+        """Goes on with what the code before this had in hand; `run` is to follow."""
+        self._carried = carried
+        self.generation = carried.generation + 1
+        self._apply_caches(self.config)
+        self.links.resume(carried.slots)
+
+    async def abandon(self) -> None:
+        """Drops everything at once."""
+        await self.links.stop()
+        self.caches.close()
+        self.notifier.close()
+
+    async def _arrive(self) -> None:
+        """Says that the agent is ready; after an upgrade also what became of it."""
+        carried = self._carried
+        if carried is None:
+            await wait_until(lambda: self.links.serving, READY_AFTER_S)
+        else:
+            await wait_until(lambda: self.links.serving >= len(carried.fds), READY_AFTER_S)
+            self.log.info(
+                "upgraded", generation=self.generation, code=__version__, before=carried.code,
+                links=len(carried.fds), tasks=sum(len(slot.tasks) for slot in carried.slots),
+                paused_ms=round((time.monotonic() - carried.paused_at) * 1000),
+            )  # fmt: skip
+            await self.links.settle()
         self.say_ready()
 
     def say_ready(self) -> None:

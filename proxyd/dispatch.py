@@ -22,7 +22,7 @@ from proxyd.homes import add_home, leave_home, move_home, parts_of
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
 from proxyd.targets import split_directory, split_target
-from proxyd.tasks import Exchange, Share, Task, end_exchange
+from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
 SLOW_TYPES = frozenset({"prefetch"})
@@ -87,11 +87,6 @@ class Dispatcher:
         self._open_max = OVERCOMMIT * credit * max(1, links)
 
     @property
-    def caches(self) -> tuple[Lanes, ...]:
-        """The caches that are acted on."""
-        return self._caches
-
-    @property
     def tasks(self) -> int:
         """Tasks in flight."""
         return len(self._tasks)
@@ -102,17 +97,20 @@ class Dispatcher:
         if known is not None:
             known.home = add_home(known.home, home)
             return
+        home.owed += 1
+        expires_at = math.inf if head.ttl_s is None else now + head.ttl_s
+        self._start(Task(task_id, home, len(targets), head, now, expires_at), targets)
+
+    def _start(self, task: Task, targets: list[bytes]) -> None:
+        """Begins what is open of a task."""
+        head = task.head
         route = self._routes.get(head.type)
         if route is None:
             route = self._routes[head.type] = plan_route(head.type, self._caches)
-        expires_at = math.inf if head.ttl_s is None else now + head.ttl_s
-        total = len(targets)
-        task = Task(task_id, home, total, head, now, expires_at)
-        home.owed += 1
-        self._tasks[task_id] = task
-        self.open_targets += total
-        if total > 1:
-            self._long[task_id] = task
+        self._tasks[task.id] = task
+        self.open_targets += task.open
+        if task.total > 1:
+            self._long[task.id] = task
         if len(route.steps) == 1 and route.refusal is None:
             self._begin_single(task, route, targets)
         else:
@@ -137,6 +135,15 @@ class Dispatcher:
                 task.expires_at = 0.0
                 leave_home(task.home)
                 self._release(task.open)
+
+    def resume(self, home: Outbox, carried: CarriedTask, now: float) -> None:
+        """Begins what was open of a task when the code before this left it."""
+        known = self._tasks.get(carried.id)
+        if known is not None:
+            known.home = add_home(known.home, home)
+            return
+        home.owed += 1
+        self._start(resume_task(home, carried, now), carried.targets)
 
     def move(self, gone: Outbox, heir: Outbox | None) -> None:
         """What `gone` was to report is reported by `heir`, or by nobody: it is done all the same."""

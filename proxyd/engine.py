@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from proxyd import session as s
 from proxyd.addresses import format_address, parse_address
+from proxyd.carry import CarriedSlot
 from proxyd.dispatch import Dispatcher
 from proxyd.errors import LinkRefused
 from proxyd.logs import Log
@@ -56,6 +57,11 @@ class Engine:
     def start(self) -> None:
         """Begins with worker 0, whose greeting tells how many there are."""
         self._resize(1)
+
+    def resume(self, slots: list[CarriedSlot]) -> None:
+        """Begins with the slots that the code before this had."""
+        for slot in sorted(slots, key=lambda slot: slot.worker):
+            self.slots.append(Slot.resume(self, slot, self.links.settings.secret))
 
     async def leave(self) -> None:
         """The engine was taken out: its links finish what they have in hand, report and close."""

@@ -9,7 +9,7 @@ is another cache, whatever its name.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -18,6 +18,7 @@ from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
 from proxyd.dispatch import Lanes
 from proxyd.pipeline import CacheClient, Ended
+from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
 
 # A cache that is taken out may be dead: what waits for it must not wait for long.
@@ -70,6 +71,17 @@ class Caches:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
         for client in (lanes.fast, lanes.slow):
             client.give_up("taken out of the configuration")
+
+    def unended(self) -> Iterator[Exchange]:
+        """All that is in hand at any cache."""
+        for lanes in (*self.in_use, *self.leaving):
+            yield from lanes.fast.unended()
+            yield from lanes.slow.unended()
+
+    @property
+    def quick_is_idle(self) -> bool:
+        """Whether no purge and no ban is in hand."""
+        return is_idle((*self.in_use, *self.leaving), quick_only=True)
 
     def close(self) -> None:
         """Drops everything at once."""

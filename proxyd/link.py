@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from typing import Protocol, cast
@@ -47,6 +48,9 @@ class Owner(Protocol):
     def take(self, link: Link, event: s.Event, now: float) -> None:
         """Acts on an event that is not a push."""
 
+    def resumed(self, link: Link) -> None:
+        """A connection that was greeted by the code before this is in our hands."""
+
     def heard(self, link: Link) -> None:
         """The engine that drains has sent something, maybe the last reply."""
 
@@ -55,14 +59,17 @@ class Owner(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """One connection, from its greeting to its end. `ended` tells why it ended."""
+    """One connection, from its greeting to its end. `ended` tells why it ended.
 
-    def __init__(self, owner: Owner) -> None:
+    With a `session` that is thawed, it goes on where that was frozen.
+    """
+
+    def __init__(self, owner: Owner, session: LinkSession | None = None) -> None:
         self._owner = owner
         self._dispatcher = owner.dispatcher
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self.session = LinkSession()
+        self.session = LinkSession() if session is None else session
         self.heard_at = self._loop.time()
         self.reading = True
         self.greeted = asyncio.Event()
@@ -73,6 +80,10 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self.session.greeted:
+            self.greeted.set()
+            self._owner.resumed(self)
+            return
         settings = self._owner.settings
         self.write(self.session.greet(settings.who, self._owner.worker, _sign(settings)))
 
@@ -80,6 +91,13 @@ class Link(asyncio.Protocol):
         """Sends, unless the connection is gone."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def duplicate(self) -> int | None:
+        """Another descriptor of the connection; None if it is ending, or something waits to be written."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return None
+        return os.dup(transport.get_extra_info("socket").fileno())
 
     @property
     def write_size(self) -> int:

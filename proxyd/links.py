@@ -7,13 +7,20 @@ anew for it, `settle` does that, and goes on trying for as long as an engine doe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+from proxyd.carry import CarriedSlot
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
 from proxyd.engine import Engine
+from proxyd.homes import Home, parts_of
 from proxyd.link import LinkSettings
 from proxyd.logs import Log
+from proxyd.outbox import Outbox
 from proxyd.session import Identity
+from proxyd.slot import Slot
+from proxyd.tasks import CarriedTask
 
 # An engine that refuses a greeting may take it after a reload of its own.
 SETTLE_AGAIN_S = 2.0
@@ -31,6 +38,7 @@ class Links:
         self.leave_s = config.stop_timeout_s
         self.stopping = False
         self._held = False
+        self._still = False
         self._engines: dict[tuple[str, int], Engine] = {}
         self._leaving: dict[asyncio.Task[None], Engine] = {}
         self._settling = asyncio.Lock()
@@ -44,12 +52,12 @@ class Links:
     @property
     def reading(self) -> bool:
         """Whether what engines send is read."""
-        return not self._held
+        return not self._held and not self._still
 
     @property
-    def serving(self) -> bool:
-        """Whether any engine has greeted back."""
-        return any(slot.serving for engine in self._engines.values() for slot in engine.slots)
+    def serving(self) -> int:
+        """How many links are up."""
+        return sum(slot.serving for slot in self._slots())
 
     def is_configured(self, address: tuple[str, int]) -> bool:
         """Whether an engine of that address has links of its own."""
@@ -85,6 +93,53 @@ class Links:
             await asyncio.sleep(SETTLE_AGAIN_S)
             await self.settle()
 
+    # ── crossing an upgrade ───────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def standstill(self) -> AsyncIterator[None]:
+        """While it lasts nothing is read, and no slot is replaced."""
+        async with self._settling:
+            self._still = True
+            self._regulate()
+            try:
+                yield
+            finally:
+                self._still = False
+                self._regulate()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether any link was let go of and has not ended."""
+        return bool(self._leaving) or any(engine.leaving for engine in self._engines.values())
+
+    def flush(self) -> None:
+        """Writes every report that waits."""
+        for slot in self._slots():
+            slot.flush()
+
+    def carry(self, tasks: list[tuple[Home, CarriedTask]]) -> list[CarriedSlot]:
+        """What the next code needs to go on at each link. Changes nothing."""
+        by_home: dict[Outbox, list[CarriedTask]] = {}
+        for home, task in tasks:
+            for part in parts_of(home):
+                by_home.setdefault(part, []).append(task)
+        return [slot.carry(by_home.get(slot.outbox, [])) for slot in self._slots()]
+
+    def resume(self, slots: list[CarriedSlot]) -> None:
+        """Begins with the links that the code before this had; `apply` is to follow."""
+        by_engine: dict[tuple[str, int], list[CarriedSlot]] = {}
+        for slot in slots:
+            by_engine.setdefault(slot.engine, []).append(slot)
+        for address, its_slots in by_engine.items():
+            engine = self._engines[address] = Engine(self, address)
+            engine.resume(its_slots)
+
+    # ── all of them ───────────────────────────────────────────────────────────────────────
+
+    def _slots(self) -> list[Slot]:
+        """Those of configured engines that have not been let go of."""
+        return [slot for engine in self._engines.values() for slot in engine.slots]
+
     def beat(self, figures: dict[str, str | int | float | None], now: float) -> None:
         """Beats on every connection."""
         for engine in self.engines:
@@ -94,6 +149,9 @@ class Links:
     def hold(self, on: bool) -> None:
         """Stops (or goes on) reading from the engines."""
         self._held = on
+        self._regulate()
+
+    def _regulate(self) -> None:
         for engine in self.engines:
             for slot in engine.all_slots:
                 slot.set_reading(self.reading)
@@ -105,7 +163,7 @@ class Links:
     @property
     def flushed(self) -> bool:
         """Whether every report has been written."""
-        return all(slot.flushed for engine in self.engines for slot in engine.slots if slot.serving)
+        return all(slot.flushed for slot in self._slots() if slot.serving)
 
     async def stop(self) -> None:
         """Closes every connection."""
@@ -117,8 +175,7 @@ class Links:
 
     def count_slots(self) -> None:
         """Tells the dispatcher how much may be pushed."""
-        slots = sum(len(engine.slots) for engine in self._engines.values())
-        self.dispatcher.limit(self.settings.credit, slots)
+        self.dispatcher.limit(self.settings.credit, len(self._slots()))
 
 
 def _settings(config: AgentConfig) -> LinkSettings:

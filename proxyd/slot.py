@@ -12,15 +12,18 @@ What was finished while the connection was down waits in its outbox.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from proxyd import session as s
 from proxyd.backoff import Backoff
+from proxyd.carry import CarriedLink, CarriedSettings, CarriedSlot
 from proxyd.dispatch import Dispatcher
 from proxyd.errors import LinkBroken, LinkError, LinkRefused
 from proxyd.link import Link, LinkSettings
 from proxyd.outbox import LINE_MAX_BYTES, Outbox
-from proxyd.session import LinkState
+from proxyd.session import LinkSession, LinkState
+from proxyd.tasks import CarriedTask
 from proxyd.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ DRAIN_S = 10.0
 class Slot:
     """Keeps one connection up for as long as the engine has this worker."""
 
-    def __init__(self, engine: Engine, worker: int, settings: LinkSettings) -> None:
+    def __init__(
+        self, engine: Engine, worker: int, settings: LinkSettings, carried: CarriedLink | None = None
+    ) -> None:
         self.engine = engine
         self.worker = worker
         self.settings = settings
@@ -55,6 +60,8 @@ class Slot:
         self._link: Link | None = None
         self._backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_CAP_S)
         self._leaving = False
+        self._carried = carried
+        """A connection that the code before this has greeted, until it is taken over."""
         self._task = self._loop.create_task(self._keep_up())
 
     @property
@@ -71,7 +78,7 @@ class Slot:
     def serving(self) -> bool:
         """Whether the engine has greeted back and may push."""
         link = self._link
-        return link is not None and link.session.state in (LinkState.SERVING, LinkState.DRAINING)
+        return link is not None and link.session.greeted
 
     @property
     def finished(self) -> bool:
@@ -99,6 +106,8 @@ class Slot:
 
     async def leave(self, within_s: float) -> None:
         """Ends a retired slot: one without an heir finishes and reports what is in hand."""
+        if self._carried is not None:
+            await self.tried.wait()
         if self._heir is None:
             await wait_until(lambda: self._link is None or self.finished, within_s)
             self.dispatcher.move(self.outbox, None)
@@ -116,10 +125,37 @@ class Slot:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    # ── crossing an upgrade ───────────────────────────────────────────────────────────────
+
+    def carry(self, tasks: list[CarriedTask]) -> CarriedSlot:
+        """What the next code needs to go on here, `tasks` included. Changes nothing."""
+        link = self._link
+        carried = None
+        reports, _ = self.outbox.take(self._loop.time(), LINE_MAX_BYTES)
+        self.outbox.restore(reports)
+        if link is not None and link.session.greeted:
+            fd = link.duplicate()
+            frozen = link.session.freeze()
+            if fd is not None:
+                carried = CarriedLink(fd, frozen)
+            else:
+                reports = frozen.unanswered + reports
+        settings = CarriedSettings.of(self.settings)
+        return CarriedSlot(self.engine.configured, self.worker, settings, carried, reports, tasks)
+
+    @classmethod
+    def resume(cls, engine: Engine, slot: CarriedSlot, secret: bytes) -> Slot:
+        """The slot that the code before this had, with all that it owed."""
+        made = cls(engine, slot.worker, slot.settings.read(secret), slot.link)
+        made.outbox.restore(slot.reports)
+        for task in slot.tasks:
+            made.dispatcher.resume(made.outbox, task, made._loop.time())
+        return made
+
     # ── keeping it up ─────────────────────────────────────────────────────────────────────
 
     async def _keep_up(self) -> None:
-        while not self._leaving:
+        while self._carried is not None or not self._leaving:
             address = self.engine.address()
             wait_s = 0.0
             try:
@@ -135,10 +171,15 @@ class Slot:
 
     async def _serve(self, address: tuple[str, int]) -> None:
         """One connection, from its connect to its end. Raises: LinkError, OSError, TimeoutError."""
-        link = Link(self)
+        carried, self._carried = self._carried, None
+        link = Link(self, None if carried is None else LinkSession.thaw(carried.session))
         try:
             async with asyncio.timeout(GREET_TIMEOUT_S):
-                await self._loop.create_connection(lambda: link, *address)
+                if carried is not None:
+                    sock = socket.socket(fileno=carried.fd)
+                    await self._loop.create_connection(lambda: link, sock=sock)
+                else:
+                    await self._loop.create_connection(lambda: link, *address)
                 await link.greeted.wait()
             since = self._loop.time()
             error = await link.ended
@@ -180,13 +221,22 @@ class Slot:
         """The engine took our hello: first what was finished is reported, then new work asked for."""
         self._link = link
         link.greeted.set()
-        self._flush()
+        self.flush()
         link.write(link.session.ready(self.settings.credit))
         if not self.engine.links.reading:
             # Whether the credit was taken is not heard before we read.
             link.set_reading(False)
             self.tried.set()
         self.engine.greeted(self, greeted)
+
+    def resumed(self, link: Link) -> None:
+        """See `link.Owner`."""
+        self._link = link
+        self.flush()
+        link.set_reading(self.engine.links.reading)
+        if link.session.state is LinkState.DRAINING:
+            self._loop.call_later(DRAIN_S, link.end, None)
+        self.tried.set()
 
     def _drain(self, link: Link, to: list[str]) -> None:
         self.engine.redirect(to)
@@ -213,9 +263,9 @@ class Slot:
     # ── writing ───────────────────────────────────────────────────────────────────────────
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Sends what waits, once a turn of the loop however much was finished in it."""
         link = self._link
         if link is None or not self.serving:
