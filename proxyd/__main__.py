@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from proxyd import __version__
@@ -24,37 +26,37 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="proxyd", description=USAGE)
     parser.add_argument("--config", type=Path, metavar="FILE", help="proxyd.toml; without it, defaults")
     parser.add_argument("--check", action="store_true", help="check the configuration and exit")
+    # What an upgrade asks of the new code: start, and stop again, without engines.
+    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"proxyd {__version__}")
     options = parser.parse_args(argv)
+
+    def read_config() -> AgentConfig:
+        return load(options.config) if options.config is not None else default_config()
+
     try:
-        config = load(options.config) if options.config is not None else default_config()
+        config = read_config()
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
     if options.check:
         print("ok")
         return 0
-    run(config)
+    run(config, read_config, rehearsing=options.rehearse)
     return 0
 
 
-def run(config: AgentConfig) -> None:
+def run(config: AgentConfig, read_config: Callable[[], AgentConfig], *, rehearsing: bool = False) -> None:
     """Runs an agent until a signal stops it."""
+    # What comes before the agent can handle it waits, instead of ending the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR2))
     # Imported here: --check needs none of it.
-    import setproctitle
     import uvloop
 
-    from proxyd.agent import Agent
-    from proxyd.logs import Log, set_up
+    from proxyd.start import rehearse, serve
 
-    set_up(config.log_level)
-    setproctitle.setproctitle(f"proxyd: {config.name}")
     gc.set_threshold(GC_THRESHOLD)
-
-    async def serve() -> None:
-        await Agent(config, Log()).run()
-
-    uvloop.run(serve())
+    uvloop.run(rehearse(config) if rehearsing else serve(config, read_config))
 
 
 if __name__ == "__main__":

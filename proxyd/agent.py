@@ -1,46 +1,64 @@
-"""The running agent: puts the parts together, beats, and stops in order."""
+"""The running agent: puts the parts together, beats, does what signals ask for, and stops in order."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable
 
-import msgspec
 import psutil
+import setproctitle
 
-from proxyd.caches import KINDS
-from proxyd.config import AgentConfig, LaneConfig
-from proxyd.connection import Limits
-from proxyd.dispatch import Dispatcher, Lanes
-from proxyd.link import LinkSettings
+from proxyd import __version__
+from proxyd.carry import Carried
+from proxyd.changes import Change, compare
+from proxyd.config import AgentConfig
+from proxyd.dispatch import Dispatcher
+from proxyd.lanes import Caches
 from proxyd.links import Links
 from proxyd.logs import Log
-from proxyd.pipeline import CacheClient
-from proxyd.session import Identity
+from proxyd.notify import Notifier
+from proxyd.operations import Operations
+from proxyd.upgrade import SIGNALS
+from proxyd.waiting import wait_until
 
 # PROTOCOL.md asks for a beat every 5 s at least.
 BEAT_EVERY_S = 2.5
 PROGRESS_EVERY_S = 1.0
-# How often a stopping agent looks whether all is done.
-STOP_POLL_S = 0.02
+# Without any engine the agent is as ready as it will be: it waits for them, and a manager that restarts it
+# for that would help nobody.
+READY_AFTER_S = 5.0
 
 
 class Agent:
-    """One agent. `run` returns when it was told to stop and has stopped."""
+    """One agent. `run` returns when it was told to stop and has stopped.
 
-    def __init__(self, config: AgentConfig, log: Log) -> None:
-        self._config = config
-        self._log = log
+    `read_config` reads the configuration anew, for a reload. Raises: ConfigError.
+    """
+
+    def __init__(self, config: AgentConfig, log: Log, read_config: Callable[[], AgentConfig]) -> None:
+        self.config = config
+        self.log = log
+        self.read_config = read_config
+        self.generation = 1
+        """Counts reloads and upgrades; the process title shows it."""
+        self.notifier = Notifier(os.environ)
         self._stop = asyncio.Event()
         self._fast_stop = False
-        self._dispatcher = Dispatcher(self._hold)
-        who = Identity(config.name, config.group, config.layer)
-        settings = LinkSettings(who, config.credit, config.silence_s, config.key, config.secret)
-        self._links = Links(config.engines, settings, self._dispatcher, log)
+        self.dispatcher = Dispatcher(self._hold)
+        self.caches = Caches(self.dispatcher.ended)
+        self.links = Links(config, self.dispatcher, log)
+        self._operations = Operations(self)
+        self._carried: Carried | None = None
         self._process = psutil.Process()
         self._cpu_at = (time.monotonic(), time.process_time())
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
 
     def stop(self, *, fast: bool = False) -> None:
         """Asks it to stop: gracefully, or at once."""
@@ -52,50 +70,105 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, lambda: self.stop(fast=True))
-        config = self._config
-        self._dispatcher.use_caches(self._make_lanes(cache.name) for cache in config.caches)
-        self._links.start()
-        self._log.info(
-            "agent started", name=config.name, group=config.group, layer=config.layer,
-            engines=len(config.engines), caches=[cache.name for cache in config.caches],
-        )  # fmt: skip
+        loop.add_signal_handler(signal.SIGHUP, self._operations.ask_reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._operations.ask_upgrade)
+        # What came while this code was started was kept for it.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self.apply(self.config)
+        self._show_generation()
+        if self._carried is None:
+            self.log.info(
+                "agent started", name=self.config.name, group=self.config.group, layer=self.config.layer,
+                engines=len(self.config.engines), caches=[cache.name for cache in self.config.caches],
+            )  # fmt: skip
         timers = [
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
-            loop.create_task(self._every(PROGRESS_EVERY_S, self._dispatcher.tell_progress)),
+            loop.create_task(self._every(PROGRESS_EVERY_S, self.dispatcher.tell_progress)),
+            loop.create_task(self._operations.run()),
+            loop.create_task(self._arrive()),
         ]
+        if self.notifier.watchdog_s is not None:
+            timers.append(loop.create_task(self._every(self.notifier.watchdog_s, self._feed_watchdog)))
         await self._stop.wait()
+        self.notifier.send(STOPPING="1")
         await self._finish()
         for timer in timers:
             timer.cancel()
         await asyncio.gather(*timers, return_exceptions=True)
-        self._log.info("agent stopped", left=self._dispatcher.tasks)
+        self.notifier.close()
+        self.log.info("agent stopped", left=self.dispatcher.tasks)
 
-    def _make_lanes(self, name: str) -> Lanes:
-        cache = next(cache for cache in self._config.caches if cache.name == name)
-        host, port = cache.address
-        ended = self._dispatcher.ended
-        fast = CacheClient(name, host, port, _limits(self._config.fast), ended)
-        slow = CacheClient(name, host, port, _limits(self._config.slow, streaming=True), ended)
-        return Lanes(name, KINDS[cache.kind], fast, slow)
+    def apply(self, config: AgentConfig) -> list[Change]:
+        """Makes a configuration hold; what it takes of links is begun here and done by `Links.settle`."""
+        changes = compare(self.config, config)
+        self.config = config
+        self.log.set_level(config.log_level)
+        self._apply_caches(config)
+        self.links.apply(config)
+        return changes
+
+    def _apply_caches(self, config: AgentConfig) -> None:
+        self.caches.apply(config)
+        self.dispatcher.use_caches(self.caches.in_use)
+
+    def next_generation(self) -> None:
+        """A reload or an upgrade was taken."""
+        self.generation += 1
+        self._show_generation()
+
+    def _show_generation(self) -> None:
+        setproctitle.setproctitle(f"proxyd: {self.config.name} gen {self.generation}")
+
+    def adopt(self, carried: Carried) -> None:
+        """Goes on with what the code before this had in hand; `run` is to follow."""
+        self._carried = carried
+        self.generation = carried.generation + 1
+        self._apply_caches(self.config)
+        self.links.resume(carried.slots)
+
+    async def abandon(self) -> None:
+        """Drops everything at once."""
+        await self.links.stop()
+        self.caches.close()
+        self.notifier.close()
+
+    async def _arrive(self) -> None:
+        """Says that the agent is ready; after an upgrade also what became of it."""
+        carried = self._carried
+        if carried is None:
+            await wait_until(lambda: self.links.serving, READY_AFTER_S)
+        else:
+            await wait_until(lambda: self.links.serving >= len(carried.fds), READY_AFTER_S)
+            self.log.info(
+                "upgraded", generation=self.generation, code=__version__, before=carried.code,
+                links=len(carried.fds), tasks=sum(len(slot.tasks) for slot in carried.slots),
+                paused_ms=round((time.monotonic() - carried.paused_at) * 1000),
+            )  # fmt: skip
+            await self.links.settle()
+        self.say_ready()
+
+    def say_ready(self) -> None:
+        """Tells the service's manager that the agent does its work."""
+        status = "serves" if self.links.serving else "waits for an engine"
+        self.notifier.send(READY="1", STATUS=f"{status}; generation {self.generation}")
+
+    def _feed_watchdog(self) -> None:
+        self.notifier.send(WATCHDOG="1")
 
     async def _finish(self) -> None:
         """Takes nothing new, ends and reports what is in hand, closes. What is left is pushed again later."""
-        loop = asyncio.get_running_loop()
-        self._links.refuse_pushes()
-        deadline = loop.time() + self._config.stop_timeout_s
-        while not self._fast_stop and loop.time() < deadline:
-            if not self._dispatcher.tasks and self._links.flushed:
-                break
-            await asyncio.sleep(STOP_POLL_S)
-        await self._links.stop()
-        for cache in self._dispatcher.caches:
-            cache.fast.close()
-            cache.slow.close()
+        self.links.refuse_pushes()
+        await wait_until(
+            lambda: self._fast_stop or (not self.dispatcher.tasks and self.links.flushed),
+            self.config.stop_timeout_s,
+        )
+        await self.links.stop()
+        self.caches.close()
 
     def _hold(self, on: bool) -> None:
-        self._links.hold(on)
+        self.links.hold(on)
         if on:
-            self._log.sampled("hold", "overfull: engines are not read", targets=self._dispatcher.open_targets)
+            self.log.sampled("hold", "overfull: engines are not read", targets=self.dispatcher.open_targets)
 
     async def _every(self, seconds: float, act: Callable[[], None]) -> None:
         while True:
@@ -106,21 +179,7 @@ class Agent:
         now, cpu = time.monotonic(), time.process_time()
         was, was_cpu = self._cpu_at
         self._cpu_at = (now, cpu)
-        figures = self._dispatcher.figures()
+        figures = self.dispatcher.figures()
         figures["cpu"] = round((cpu - was_cpu) / max(now - was, 0.001), 3)
         figures["mem"] = self._process.memory_info().rss
-        self._links.beat(figures, asyncio.get_running_loop().time())
-
-
-def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:
-    limits = Limits(
-        connections=lane.connections,
-        depth=lane.depth,
-        connect_timeout_s=lane.connect_timeout_s,
-        answer_timeout_s=lane.answer_timeout_s,
-        whole_timeout_s=lane.whole_timeout_s,
-        patience_s=lane.patience_s,
-    )
-    if streaming:
-        return msgspec.structs.replace(limits, answer_max_bytes=None, streaming=True)
-    return limits
+        self.links.beat(figures, asyncio.get_running_loop().time())

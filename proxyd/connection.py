@@ -54,13 +54,13 @@ class Connection(asyncio.Protocol):
     """One connection: writes batches, counts answers, knows how it died."""
 
     __slots__ = (
-        "_client", "_limits", "_loop", "_parser", "_statuses", "_transport", "_unfinished_bytes", "alone",
-        "answered", "closing", "death", "in_flight", "progress_at",
+        "_client", "_loop", "_parser", "_statuses", "_transport", "_unfinished_bytes", "alone",
+        "answered", "closing", "death", "in_flight", "limits", "progress_at", "surplus",
     )  # fmt: skip
 
     def __init__(self, client: Client, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
-        self._limits = client.limits
+        self.limits = client.limits
         self._loop = loop
         self._statuses: list[int] = []
         self._parser: Any = httptools.HttpResponseParser(self)
@@ -71,6 +71,8 @@ class Connection(asyncio.Protocol):
         """It carries one exchange that is tried alone."""
         self.closing = False
         """Nothing more may be sent."""
+        self.surplus = False
+        """It is one too many: it ends when nothing is in flight on it."""
         self.progress_at = 0.0
         self.death: Death | None = None
 
@@ -94,7 +96,7 @@ class Connection(asyncio.Protocol):
         """Whether the first request in flight has waited too long."""
         if not self.in_flight:
             return False
-        limits = self._limits
+        limits = self.limits
         return (
             now - self.progress_at > limits.answer_timeout_s
             or now - self.in_flight[0].sent_at > limits.whole_timeout_s
@@ -144,9 +146,9 @@ class Connection(asyncio.Protocol):
                 self._client.answered(self, statuses)
             if self.closing and not spoilt:
                 self._transport.close()
-        elif self._limits.streaming:
+        elif self.limits.streaming:
             self.progress_at = self._loop.time()
-        limit = self._limits.answer_max_bytes
+        limit = self.limits.answer_max_bytes
         if spoilt:
             self.kill(Death.GARBAGE)
         elif limit is not None and self._unfinished_bytes > limit:

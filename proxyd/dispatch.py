@@ -18,15 +18,18 @@ import msgspec
 
 from proxyd.caches import CacheKind, Deed
 from proxyd.errors import BadTarget
+from proxyd.homes import add_home, leave_home, move_home, parts_of
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
 from proxyd.targets import split_directory, split_target
-from proxyd.tasks import Exchange, Share, Task, end_exchange
+from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
 SLOW_TYPES = frozenset({"prefetch"})
 """What goes through the slow lane; all else is quick."""
 OVERCOMMIT = 2
+NO_HEAD = PushHead(type="")
+"""Of a push that could not be read."""
 
 
 class Lanes(msgspec.Struct, frozen=True):
@@ -75,18 +78,13 @@ class Dispatcher:
         self._held = False
 
     def use_caches(self, caches: Iterable[Lanes]) -> None:
-        """Says what the caches are, once, before anything is pushed."""
+        """Says what the caches are; what is in hand goes on at those that it began with."""
         self._caches = tuple(caches)
         self._routes = {}
 
     def limit(self, credit: int, links: int) -> None:
         """Sets how much is held, see above."""
         self._open_max = OVERCOMMIT * credit * max(1, links)
-
-    @property
-    def caches(self) -> tuple[Lanes, ...]:
-        """The caches that are acted on."""
-        return self._caches
 
     @property
     def tasks(self) -> int:
@@ -97,21 +95,22 @@ class Dispatcher:
         """Begins a task. One that is in flight already goes on, and is reported to `home` from now on."""
         known = self._tasks.get(task_id)
         if known is not None:
-            known.home.owed -= 1
-            known.home = home
-            home.owed += 1
+            known.home = add_home(known.home, home)
             return
+        home.owed += 1
+        expires_at = math.inf if head.ttl_s is None else now + head.ttl_s
+        self._start(Task(task_id, home, len(targets), head, now, expires_at), targets)
+
+    def _start(self, task: Task, targets: list[bytes]) -> None:
+        """Begins what is open of a task."""
+        head = task.head
         route = self._routes.get(head.type)
         if route is None:
             route = self._routes[head.type] = plan_route(head.type, self._caches)
-        expires_at = math.inf if head.ttl_s is None else now + head.ttl_s
-        total = len(targets)
-        task = Task(task_id, home, total, head.priority, now, expires_at)
-        home.owed += 1
-        self._tasks[task_id] = task
-        self.open_targets += total
-        if total > 1:
-            self._long[task_id] = task
+        self._tasks[task.id] = task
+        self.open_targets += task.open
+        if task.total > 1:
+            self._long[task.id] = task
         if len(route.steps) == 1 and route.refusal is None:
             self._begin_single(task, route, targets)
         else:
@@ -122,7 +121,7 @@ class Dispatcher:
 
     def refuse(self, home: Outbox, task_id: bytes, total: int, error: str, now: float) -> None:
         """Reports a task failed that was never begun."""
-        task = Task(task_id, home, total, 0, now, math.inf)
+        task = Task(task_id, home, total, NO_HEAD, now, math.inf)
         task.open, task.failed, task.error = 0, total, error
         home.owed += 1
         home.add_failed(task)
@@ -134,8 +133,23 @@ class Dispatcher:
             if task is not None:
                 self._long.pop(task_id, None)
                 task.expires_at = 0.0
-                task.home.owed -= 1
+                leave_home(task.home)
                 self._release(task.open)
+
+    def resume(self, home: Outbox, carried: CarriedTask, now: float) -> None:
+        """Begins what was open of a task when the code before this left it."""
+        known = self._tasks.get(carried.id)
+        if known is not None:
+            known.home = add_home(known.home, home)
+            return
+        home.owed += 1
+        self._start(resume_task(home, carried, now), carried.targets)
+
+    def move(self, gone: Outbox, heir: Outbox | None) -> None:
+        """What `gone` was to report is reported by `heir`, or by nobody: it is done all the same."""
+        for task in self._tasks.values():
+            if gone in parts_of(task.home):
+                task.home = move_home(task.home, gone, heir)
 
     def _begin_single(self, task: Task, route: Route, targets: list[bytes]) -> None:
         """The hot path: one cache."""
@@ -147,7 +161,7 @@ class Dispatcher:
             except BadTarget as error:
                 self._end_target(task, target, str(error))
                 continue
-            client.put(Exchange(task, target, deed.render(host, path), deed, None), task.priority)
+            client.put(Exchange(task, target, deed.render(host, path), deed, None), task.head.priority)
 
     def _begin(self, task: Task, route: Route, targets: list[bytes]) -> None:
         if not route.steps:
@@ -163,7 +177,7 @@ class Dispatcher:
             share = Share(len(route.steps))
             share.error = route.refusal
             for deed, client in route.steps:
-                client.put(Exchange(task, target, deed.render(host, path), deed, share), task.priority)
+                client.put(Exchange(task, target, deed.render(host, path), deed, share), task.head.priority)
 
     def _end_target(self, task: Task, target: bytes, error: str) -> None:
         self._release(1)

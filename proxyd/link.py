@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from typing import Protocol, cast
@@ -13,16 +14,15 @@ from proxyd import session as s
 from proxyd.dispatch import Dispatcher
 from proxyd.errors import LinkBroken, LinkError
 from proxyd.outbox import Outbox
-from proxyd.session import Identity, LinkSession
+from proxyd.session import Identity, LinkSession, LinkState
 from wire.signatures import sign_hello
 
 
 class LinkSettings(msgspec.Struct, frozen=True):
-    """What all links have in common. `key` is empty where the engines ask for none."""
+    """What a link greets with. `key` is empty where the engines ask for none."""
 
     who: Identity
     credit: int
-    silence_s: float
     key: str = ""
     secret: bytes = b""
 
@@ -42,25 +42,34 @@ class Owner(Protocol):
         """Who takes what is pushed."""
 
     @property
-    def stopping(self) -> bool:
-        """Whether pushes are left to be pushed again later."""
+    def refusing(self) -> bool:
+        """Whether pushes are left to be pushed again, elsewhere or later."""
 
     def take(self, link: Link, event: s.Event, now: float) -> None:
         """Acts on an event that is not a push."""
+
+    def resumed(self, link: Link) -> None:
+        """A connection that was greeted by the code before this is in our hands."""
+
+    def heard(self, link: Link) -> None:
+        """The engine that drains has sent something, maybe the last reply."""
 
     def lost(self, link: Link) -> None:
         """The connection has ended."""
 
 
 class Link(asyncio.Protocol):
-    """One connection, from its greeting to its end. `ended` tells why it ended."""
+    """One connection, from its greeting to its end. `ended` tells why it ended.
 
-    def __init__(self, owner: Owner) -> None:
+    With a `session` that is thawed, it goes on where that was frozen.
+    """
+
+    def __init__(self, owner: Owner, session: LinkSession | None = None) -> None:
         self._owner = owner
         self._dispatcher = owner.dispatcher
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self.session = LinkSession()
+        self.session = LinkSession() if session is None else session
         self.heard_at = self._loop.time()
         self.reading = True
         self.greeted = asyncio.Event()
@@ -71,6 +80,10 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self.session.greeted:
+            self.greeted.set()
+            self._owner.resumed(self)
+            return
         settings = self._owner.settings
         self.write(self.session.greet(settings.who, self._owner.worker, _sign(settings)))
 
@@ -78,6 +91,13 @@ class Link(asyncio.Protocol):
         """Sends, unless the connection is gone."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def duplicate(self) -> int | None:
+        """Another descriptor of the connection; None if it is ending, or something waits to be written."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size():
+            return None
+        return os.dup(transport.get_extra_info("socket").fileno())
 
     @property
     def write_size(self) -> int:
@@ -107,10 +127,12 @@ class Link(asyncio.Protocol):
         push = self._dispatcher.push
         for event in events:
             if type(event) is tuple:
-                if not owner.stopping:
+                if not owner.refusing:
                     push(outbox, *cast(s.Push, event), now)
             else:
                 owner.take(self, event, now)
+        if self.session.state is LinkState.DRAINING:
+            owner.heard(self)
 
     def end(self, error: LinkError | None) -> None:
         """Gives the connection up: at once with an error, else after all was written."""

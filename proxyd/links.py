@@ -1,152 +1,183 @@
 """Connections to the engines: one to each worker of each engine, kept up for as long as the agent runs.
 
-`Engine` knows how many workers there are (each `ok` to a hello says it) and has one `Slot` a worker.
-Trouble in one disturbs no other.
+Trouble in one disturbs no other. What the configuration wants is said by `apply`; where links must greet
+anew for it, `settle` does that, and goes on trying for as long as an engine does not take it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from proxyd import session as s
-from proxyd.addresses import format_address, parse_address
+from proxyd.carry import CarriedSlot
+from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
-from proxyd.errors import LinkRefused
+from proxyd.engine import Engine
+from proxyd.homes import Home, parts_of
 from proxyd.link import LinkSettings
 from proxyd.logs import Log
-from proxyd.slot import GREET_TIMEOUT_S, Slot
+from proxyd.outbox import Outbox
+from proxyd.session import Identity
+from proxyd.slot import Slot
+from proxyd.tasks import CarriedTask
 
-# Addresses taken from one `!drain to=`; a fleet has few engines.
-REDIRECTS_MAX = 8
-
-
-class Engine:
-    """One engine: its address, its workers' slots."""
-
-    def __init__(
-        self,
-        address: tuple[str, int],
-        settings: LinkSettings,
-        dispatcher: Dispatcher,
-        log: Log,
-        known: list[tuple[str, int]],
-        on_slots: Callable[[], None],
-    ) -> None:
-        self.configured = address
-        self._known = known
-        self.name = format_address(address)
-        self.settings = settings
-        self.dispatcher = dispatcher
-        self.log = log
-        self.held = False
-        self.stopping = False
-        self._on_slots = on_slots
-        self._redirects: list[tuple[str, int]] = []
-        self.slots: list[Slot] = []
-        self._retired: set[asyncio.Task[None]] = set()
-
-    def start(self) -> None:
-        """Begins with worker 0, whose greeting tells how many there are."""
-        self._resize(1)
-
-    async def stop(self) -> None:
-        """Closes every connection."""
-        self.stopping = True
-        await asyncio.gather(*(slot.stop() for slot in self.slots), *self._retired, return_exceptions=True)
-
-    def address(self) -> tuple[str, int]:
-        """Where to connect now."""
-        return self._redirects[0] if self._redirects else self.configured
-
-    def redirect(self, to: list[str]) -> None:
-        """The engine goes away and names others: they are tried first, then it again."""
-        wanted = [parse_address(text) for text in to[:REDIRECTS_MAX]]
-        # An engine that is configured has links of its own already; a second one would replace the first.
-        self._redirects = [address for address in wanted if address and address not in self._known]
-
-    def greeted(self, slot: Slot, greeted: s.Greeted) -> None:
-        """A slot is up."""
-        self.log.info(
-            "link up", engine=self.name, id=greeted.engine, worker=slot.worker, workers=greeted.workers
-        )
-        if greeted.workers != len(self.slots):
-            self._resize(greeted.workers)
-
-    def refused(self, slot: Slot, address: tuple[str, int], error: LinkRefused) -> None:
-        """A slot was refused. An engine that has fewer workers than before refuses the number."""
-        self.failed(slot, address, error)
-        if error.field == "worker" and slot.worker:
-            self._resize(slot.worker)
-
-    def failed(self, slot: Slot, address: tuple[str, int], error: Exception) -> None:
-        """A slot's connection ended."""
-        if address in self._redirects:
-            self._redirects.remove(address)
-        if not self.stopping:
-            text = str(error) or f"no answer within {GREET_TIMEOUT_S:g} s"
-            self.log.sampled(
-                f"down {self.name} {slot.worker}", "link down",
-                engine=format_address(address), worker=slot.worker, error=text,
-            )  # fmt: skip
-
-    def _resize(self, workers: int) -> None:
-        """Makes or retires slots. What a retired one has to report goes to worker 0, which passes it on."""
-        while len(self.slots) > workers:
-            slot = self.slots.pop()
-            slot.heir = self.slots[0].outbox
-            task = asyncio.get_running_loop().create_task(slot.stop())
-            self._retired.add(task)
-            task.add_done_callback(self._retired.discard)
-            slot.bequeath()
-        while len(self.slots) < workers:
-            self.slots.append(Slot(self, len(self.slots)))
-        self._on_slots()
+# An engine that refuses a greeting may take it after a reload of its own.
+SETTLE_AGAIN_S = 2.0
 
 
 class Links:
     """All engines."""
 
-    def __init__(
-        self, engines: list[tuple[str, int]], settings: LinkSettings, dispatcher: Dispatcher, log: Log
-    ) -> None:
-        self._dispatcher = dispatcher
-        self._settings = settings
-        self.engines = [
-            Engine(address, settings, dispatcher, log, engines, self._count_slots) for address in engines
-        ]
+    def __init__(self, config: AgentConfig, dispatcher: Dispatcher, log: Log) -> None:
+        self.dispatcher = dispatcher
+        self.log = log
+        self.settings = _settings(config)
+        """What links greet with."""
+        self.silence_s = config.silence_s
+        self.leave_s = config.stop_timeout_s
+        self.stopping = False
+        self._held = False
+        self._still = False
+        self._engines: dict[tuple[str, int], Engine] = {}
+        self._leaving: dict[asyncio.Task[None], Engine] = {}
+        self._settling = asyncio.Lock()
+        self._again: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Connects to all."""
-        for engine in self.engines:
-            engine.start()
+    @property
+    def engines(self) -> list[Engine]:
+        """Those that are configured, then those that are being left."""
+        return [*self._engines.values(), *self._leaving.values()]
+
+    @property
+    def reading(self) -> bool:
+        """Whether what engines send is read."""
+        return not self._held and not self._still
+
+    @property
+    def serving(self) -> int:
+        """How many links are up."""
+        return sum(slot.serving for slot in self._slots())
+
+    def is_configured(self, address: tuple[str, int]) -> bool:
+        """Whether an engine of that address has links of its own."""
+        return address in self._engines
+
+    def apply(self, config: AgentConfig) -> None:
+        """Links to engines that are new, lets go of those that are gone; notes what is greeted with."""
+        self.settings = _settings(config)
+        self.silence_s = config.silence_s
+        self.leave_s = config.stop_timeout_s
+        before, self._engines = self._engines, {}
+        for address in config.engines:
+            kept = before.pop(address, None)
+            self._engines[address] = Engine(self, address) if kept is None else kept
+        for engine in before.values():
+            task = asyncio.get_running_loop().create_task(engine.leave())
+            self._leaving[task] = engine
+            task.add_done_callback(self._leaving.pop)
+        for engine in self._engines.values():
+            if not engine.slots:
+                engine.start()
+        self.count_slots()
+        if self._again is None:
+            self._again = asyncio.get_running_loop().create_task(self._settle_again())
+
+    async def settle(self) -> bool:
+        """Has each link greet with what holds now, one at a time. Returns whether all do."""
+        async with self._settling:
+            return all([await engine.settle() for engine in self._engines.copy().values()])
+
+    async def _settle_again(self) -> None:
+        while True:
+            await asyncio.sleep(SETTLE_AGAIN_S)
+            await self.settle()
+
+    # ── crossing an upgrade ───────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def standstill(self) -> AsyncIterator[None]:
+        """While it lasts nothing is read, and no slot is replaced."""
+        async with self._settling:
+            self._still = True
+            self._regulate()
+            try:
+                yield
+            finally:
+                self._still = False
+                self._regulate()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether any link was let go of and has not ended."""
+        return bool(self._leaving) or any(engine.leaving for engine in self._engines.values())
+
+    def flush(self) -> None:
+        """Writes every report that waits."""
+        for slot in self._slots():
+            slot.flush()
+
+    def carry(self, tasks: list[tuple[Home, CarriedTask]]) -> list[CarriedSlot]:
+        """What the next code needs to go on at each link. Changes nothing."""
+        by_home: dict[Outbox, list[CarriedTask]] = {}
+        for home, task in tasks:
+            for part in parts_of(home):
+                by_home.setdefault(part, []).append(task)
+        return [slot.carry(by_home.get(slot.outbox, [])) for slot in self._slots()]
+
+    def resume(self, slots: list[CarriedSlot]) -> None:
+        """Begins with the links that the code before this had; `apply` is to follow."""
+        by_engine: dict[tuple[str, int], list[CarriedSlot]] = {}
+        for slot in slots:
+            by_engine.setdefault(slot.engine, []).append(slot)
+        for address, its_slots in by_engine.items():
+            engine = self._engines[address] = Engine(self, address)
+            engine.resume(its_slots)
+
+    # ── all of them ───────────────────────────────────────────────────────────────────────
+
+    def _slots(self) -> list[Slot]:
+        """Those of configured engines that have not been let go of."""
+        return [slot for engine in self._engines.values() for slot in engine.slots]
 
     def beat(self, figures: dict[str, str | int | float | None], now: float) -> None:
         """Beats on every connection."""
         for engine in self.engines:
-            for slot in engine.slots:
+            for slot in engine.all_slots:
                 slot.beat(figures, now)
 
     def hold(self, on: bool) -> None:
         """Stops (or goes on) reading from the engines."""
+        self._held = on
+        self._regulate()
+
+    def _regulate(self) -> None:
         for engine in self.engines:
-            engine.held = on
-            for slot in engine.slots:
-                slot.set_reading(not on)
+            for slot in engine.all_slots:
+                slot.set_reading(self.reading)
 
     def refuse_pushes(self) -> None:
         """The agent stops: what is pushed from now on is left to the next one."""
-        for engine in self.engines:
-            engine.stopping = True
+        self.stopping = True
 
     @property
     def flushed(self) -> bool:
         """Whether every report has been written."""
-        return all(slot.flushed for engine in self.engines for slot in engine.slots if slot.serving)
+        return all(slot.flushed for slot in self._slots() if slot.serving)
 
     async def stop(self) -> None:
         """Closes every connection."""
+        self.stopping = True
+        if self._again is not None:
+            self._again.cancel()
+            await asyncio.gather(self._again, return_exceptions=True)
         await asyncio.gather(*(engine.stop() for engine in self.engines))
 
-    def _count_slots(self) -> None:
-        self._dispatcher.limit(self._settings.credit, sum(len(engine.slots) for engine in self.engines))
+    def count_slots(self) -> None:
+        """Tells the dispatcher how much may be pushed."""
+        self.dispatcher.limit(self.settings.credit, len(self._slots()))
+
+
+def _settings(config: AgentConfig) -> LinkSettings:
+    who = Identity(config.name, config.group, config.layer)
+    return LinkSettings(who, config.credit, config.key, config.secret)

@@ -24,13 +24,14 @@ ERROR_MAX_CHARS = 300
 class Outbox:
     """`wake` is called when there is something to send again; `take` then gives the lines.
 
-    `owed` counts the tasks that will be reported here.
+    `name` is the proxy that reports; `owed` counts the tasks that will be reported here.
     """
 
-    __slots__ = ("_active", "_done", "_kept", "_oldest", "_wake", "_woken", "owed")
+    __slots__ = ("_active", "_done", "_kept", "_oldest", "_wake", "_woken", "name", "owed")
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], name: str = "") -> None:
         self._wake = wake
+        self.name = name
         self._woken = False
         self._done: list[bytes] = []
         self._oldest = 0.0

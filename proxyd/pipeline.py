@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from proxyd.backoff import Backoff
 from proxyd.blame import Death, share_blame
@@ -81,6 +81,39 @@ class CacheClient:
             self._pump_due = True
             self._loop.call_soon(self._pump)
 
+    def set_limits(self, limits: Limits) -> None:
+        """From now on other limits hold; connections beyond their number end when their answers are in."""
+        self.limits = limits
+        self._low_water = max(0, limits.depth - SHARE_MIN)
+        for connection in self._open:
+            connection.limits = limits
+        for connection in self._open[limits.connections :]:
+            connection.surplus = True
+            self._let_go(connection)
+        if self.waiting:
+            self._pump_soon()
+
+    def _let_go(self, connection: Connection) -> None:
+        """Ends a connection that is not wanted any more, once nothing is in flight on it."""
+        if not connection.in_flight:
+            self._open.remove(connection)
+            connection.retire()
+
+    def unended(self) -> Iterator[Exchange]:
+        """What was put in and has not ended."""
+        for connection in self._open:
+            yield from connection.in_flight
+        yield from self._alone
+        yield from self._spared
+        yield from self.queue
+
+    def give_up(self, error: str) -> None:
+        """Ends everything that has not ended with this error, and closes."""
+        left = list(self.unended())
+        self.close()
+        for exchange in left:
+            self._ended(exchange, self._named(error))
+
     def close(self) -> None:
         """Drops everything at once; nothing more is told of what was not ended."""
         self._closed = True
@@ -129,7 +162,7 @@ class CacheClient:
         """Sends on one connection as much as it and `share` allow."""
         in_flight = connection.in_flight
         room = self.limits.depth - len(in_flight)
-        if room <= 0 or connection.closing or connection.alone:
+        if room <= 0 or connection.closing or connection.alone or connection.surplus:
             return
         if self._alone:
             # Only a fresh connection will do: others may be as stale as the one that was lost.
@@ -204,7 +237,7 @@ class CacheClient:
 
     def opened(self, connection: Connection) -> None:
         """A connection is up."""
-        if self._closed:
+        if self._closed or len(self._open) >= self.limits.connections:
             connection.abandon()
             return
         self._open.append(connection)
@@ -223,6 +256,8 @@ class CacheClient:
             deed = exchange.deed
             ended(exchange, None if status in deed.good else self._named(deed.judge(status)))
         connection.alone = False
+        if connection.surplus and not connection.closing:
+            self._let_go(connection)
         # Topped up in lumps: a write a lump costs less than a write an answer, and the cache never runs dry.
         low = len(connection.in_flight) <= self._low_water
         if low and not connection.closing and (self.queue or self._alone or self._spared):
@@ -234,10 +269,9 @@ class CacheClient:
 
     def died(self, connection: Connection, death: Death) -> None:
         """A connection is gone; what was on it is tried again or has failed."""
-        if connection in self._open:
-            self._open.remove(connection)
-        if self._closed:
+        if self._closed or connection not in self._open:
             return
+        self._open.remove(connection)
         in_flight = connection.in_flight
         if connection.answered == 0 and (in_flight or self.waiting):
             self._note_trouble(death.value, backoff=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -45,6 +47,10 @@ class PriorityQueue(Generic[Item]):
             count -= here
             self._size -= here
         return taken
+
+    def __iter__(self) -> Iterator[Item]:
+        """All that waits, first what goes first."""
+        return itertools.chain.from_iterable(reversed(self._levels))
 
     def __repr__(self) -> str:
         levels = {number: len(level) for number, level in enumerate(self._levels) if level}

@@ -49,6 +49,16 @@ class Greeted(NamedTuple):
     workers: int
 
 
+class Credited(NamedTuple):
+    """The engine has taken the credit: it may push."""
+
+
+class Counted(NamedTuple):
+    """How many workers the engine has now, as its answer to a beat says."""
+
+    workers: int
+
+
 class Refusal(NamedTuple):
     """The engine refused hello or ready: the connection is of no use."""
 
@@ -88,7 +98,7 @@ class Complaint(NamedTuple):
     text: str
 
 
-Event = Push | Greeted | Refusal | BadPush | Cancel | Drain | Resend | Complaint
+Event = Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Resend | Complaint
 
 
 class Identity(NamedTuple):
@@ -97,6 +107,24 @@ class Identity(NamedTuple):
     name: str
     group: str
     layer: int
+
+
+class FrozenSession(NamedTuple):
+    """A session as values. `part` is an unfinished line.
+
+    `waiting` is what was asked and not answered: a verb, or the whole line (with its LF) of a report that
+    must arrive.
+    """
+
+    line_max: int
+    draining: bool
+    part: bytes
+    waiting: list[bytes]
+
+    @property
+    def unanswered(self) -> list[bytes]:
+        """The reports that must arrive."""
+        return [asked for asked in self.waiting if asked.endswith(b"\n")]
 
 
 class LinkSession:
@@ -115,6 +143,29 @@ class LinkSession:
         self._heads: HeadTable[PushHead] = push_head_table()
         # What was asked and not answered, in order: a verb, or the whole line of a report that must arrive.
         self._waiting: deque[str | bytes] = deque()
+
+    def freeze(self) -> FrozenSession:
+        """What `thaw` needs. Nothing is changed. It must have been greeted."""
+        part = self._reader.take_rest()
+        self._reader.feed(part)
+        draining = self.state is LinkState.DRAINING
+        waiting = [asked.encode() if isinstance(asked, str) else asked for asked in self._waiting]
+        return FrozenSession(self.line_max, draining, part, waiting)
+
+    @classmethod
+    def thaw(cls, frozen: FrozenSession) -> LinkSession:
+        """A session that goes on where another was frozen, at any byte."""
+        session = cls()
+        session._set_line_max(frozen.line_max)
+        session.state = LinkState.DRAINING if frozen.draining else LinkState.SERVING
+        for asked in frozen.waiting:
+            session._waiting.append(asked if asked.endswith(b"\n") else asked.decode())
+        session._reader.feed(frozen.part)
+        return session
+
+    def _set_line_max(self, line_max: int) -> None:
+        self.line_max = line_max
+        self._reader.line_max = max(line_max, DEFAULT_LINE_MAX_BYTES)
 
     def greet(self, who: Identity, worker: int, signature: dict[str, str | int] | None = None) -> bytes:
         """The hello. `signature`: the fields key, ts, nonce and sig."""
@@ -149,6 +200,16 @@ class LinkSession:
         """Requests without a reply so far."""
         return len(self._waiting)
 
+    @property
+    def greeted(self) -> bool:
+        """Whether the engine has taken the hello."""
+        return self.state in (LinkState.SERVING, LinkState.DRAINING)
+
+    @property
+    def owes_reports(self) -> bool:
+        """Whether a report was sent that no reply came for."""
+        return any(isinstance(waiting, bytes) for waiting in self._waiting)
+
     def unanswered(self) -> list[bytes]:
         """The reports that no reply came for. The session is over."""
         lines = [waiting for waiting in self._waiting if isinstance(waiting, bytes)]
@@ -161,7 +222,7 @@ class LinkSession:
         lines = reader.feed(data)
         events: list[Event] = []
         # Before the greeting is answered no push is hot: none may come.
-        plain = reader.plain and self.state in (LinkState.SERVING, LinkState.DRAINING)
+        plain = reader.plain and self.greeted
         for line in lines:
             hot = plain and line.startswith(b"!task ")
             event = self._cut_push(line) if hot else self._read(line)
@@ -215,13 +276,17 @@ class LinkSession:
         asked = self._waiting.popleft()
         if line.verb == "err":
             return _read_refusal(asked, read_refused(line))
-        return self._take_greeting(line.fields) if asked == "hello" else None
+        if asked == "hello":
+            return self._take_greeting(line.fields)
+        if asked == "beat":
+            workers = _read_count(line.fields, "workers", 0)
+            return Counted(workers) if 1 <= workers <= WORKERS_MAX else None
+        return Credited() if asked == "ready" else None
 
     def _take_greeting(self, fields: dict[str, str]) -> Greeted:
         self.state = LinkState.SERVING
         workers = _read_count(fields, "workers", 1)
-        self.line_max = _read_count(fields, "line_max", DEFAULT_LINE_MAX_BYTES)
-        self._reader.line_max = max(self.line_max, DEFAULT_LINE_MAX_BYTES)
+        self._set_line_max(_read_count(fields, "line_max", DEFAULT_LINE_MAX_BYTES))
         if not 1 <= workers <= WORKERS_MAX:
             raise LinkBroken(
                 f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible"

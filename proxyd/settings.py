@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 import socket
 from collections.abc import Callable
@@ -18,6 +19,14 @@ REQUIRED = object()
 """In place of a default."""
 
 
+class Reload(enum.Enum):
+    """How a reload (SIGHUP) takes a changed setting; see docs/agent.md, "Reload and upgrade"."""
+
+    AT_ONCE = "at once"
+    GREETING = "links greet anew, one at a time"
+    COMES_AND_GOES = "what is new begins, what is gone finishes first"
+
+
 class Setting(NamedTuple):
     """One row. `fault` says what is wrong with a value of the right type, or None."""
 
@@ -29,6 +38,7 @@ class Setting(NamedTuple):
     """What is allowed, in words."""
     doc: str
     fault: Callable[[Any], str | None]
+    reload: Reload = Reload.AT_ONCE
 
 
 def _between(low: float, high: float) -> Callable[[Any], str | None]:
@@ -93,32 +103,35 @@ def _seconds(section: str, key: str, default: float, low: float, high: float, do
     return Setting(section, key, float, default, _SECONDS.format(low, high), doc, _between(low, high))
 
 
-def _number(section: str, key: str, default: int, low: int, high: int, doc: str) -> Setting:
-    return Setting(section, key, int, default, f"{low} to {high}", doc, _between(low, high))
+def _number(
+    section: str, key: str, default: int, low: int, high: int, doc: str, reload: Reload = Reload.AT_ONCE
+) -> Setting:
+    return Setting(section, key, int, default, f"{low} to {high}", doc, _between(low, high), reload)
 
 
 _NAME_WANTED = "1 to 64 of A-Za-z0-9._:-"
 
 TABLE: tuple[Setting, ...] = (
     Setting("agent", "name", str, None, _NAME_WANTED,
-            "this agent's name in the fleet; without it the host's name", _name_fault),
+            "this agent's name in the fleet; without it the host's name", _name_fault, Reload.GREETING),
     Setting("agent", "group", str, "default", _NAME_WANTED,
-            "the group it belongs to; a task's scope may name it", _name_fault),
+            "the group it belongs to; a task's scope may name it", _name_fault, Reload.GREETING),
     _number("agent", "layer", 0, 0, 15,
-            "its tier: 0 is nearest to the origin, and each is done before the next begins"),
+            "its tier: 0 is nearest to the origin, and each is done before the next begins", Reload.GREETING),
     Setting("agent", "engines", list, ["127.0.0.1:7070"], f"1 to {LIST_MAX} of HOST:PORT",
-            "the engines; it serves all of them", _engines_fault),
+            "the engines; it serves all of them", _engines_fault, Reload.COMES_AND_GOES),
     Setting("agent", "key", str, "", _NAME_WANTED,
-            "the key its greeting is signed with, where the engine wants that", _key_fault),
+            "the key its greeting is signed with, where the engine wants that", _key_fault, Reload.GREETING),
     Setting("agent", "secret_file", str, "", "a path",
-            "a file that holds the key's secret (white space around it does not count)", _any),
+            "a file that holds the key's secret (white space around it does not count)", _any,
+            Reload.GREETING),
     _number("agent", "credit", 16384, 1, 1_000_000,
-            "targets an engine may have outstanding on each of its links (one a worker)"),
+            "targets an engine may have outstanding on each of its links (one a worker)", Reload.GREETING),
     # Engines answer the beats that go out every 2.5 s; they in turn wait 15 s for those (PROTOCOL.md).
     _seconds("agent", "silence_s", 15.0, 5, 600,
              "an engine that says nothing for so long is given up and connected to again"),
     _seconds("agent", "stop_timeout_s", 20.0, 0, 600,
-             "how long a graceful stop waits for what is in hand"),
+             "how long a graceful stop, or a link that leaves for good, waits for what is in hand"),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
@@ -133,9 +146,12 @@ TABLE: tuple[Setting, ...] = (
     _seconds("slow", "whole_timeout_s", 300.0, 0.1, 86_400, "longest time for one object"),
     _seconds("slow", "patience_s", 5.0, 0, 3600,
              "how long what waits may wait for a cache that is out of reach, before it fails"),
-    Setting("cache", "name", str, REQUIRED, _NAME_WANTED, "the cache's name in reports", _name_fault),
-    Setting("cache", "kind", str, REQUIRED, ", ".join(KINDS), "what it is", _kind_fault),
-    Setting("cache", "address", str, REQUIRED, "HOST:PORT", "where it takes purges", _address_fault),
+    Setting("cache", "name", str, REQUIRED, _NAME_WANTED, "the cache's name in reports", _name_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "kind", str, REQUIRED, ", ".join(KINDS), "what it is", _kind_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "address", str, REQUIRED, "HOST:PORT", "where it takes purges", _address_fault,
+            Reload.COMES_AND_GOES),
 )  # fmt: skip
 
 LIST_SECTIONS = frozenset({"cache"})
@@ -153,12 +169,16 @@ _TYPE_NAMES = {str: "text", int: "number", float: "number", list: "list"}
 
 def render_reference() -> str:
     """The table as Markdown, for docs/agent.md (a test compares)."""
-    lines = ["| setting | type | default | allowed | what it is |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| setting | type | default | allowed | what it is | at a reload |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for setting in TABLE:
         section = f"[[{setting.section}]]" if setting.section in LIST_SECTIONS else f"[{setting.section}]"
         default = _show_default(setting.default)
         kind = _TYPE_NAMES[setting.type]
-        lines.append(f"| `{section} {setting.key}` | {kind} | {default} | {setting.wanted} | {setting.doc} |")
+        cells = (f"`{section} {setting.key}`", kind, default, setting.wanted, setting.doc)
+        lines.append(f"| {' | '.join(cells)} | {setting.reload.value} |")
     return "\n".join(lines) + "\n"
 
 

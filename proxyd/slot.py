@@ -1,24 +1,33 @@
 """The link to one worker of an engine, over all its connections.
 
-It connects, greets, serves, and when the connection ends connects again, with backoff. What was finished
-meanwhile waits in its outbox.
+    ──► CONNECTING ──ok to hello──► UP ──connection ends──► CONNECTING (after a while)
+                                     │
+        retire(heir), leave()        ├──► its work and its reports are the heir's; closes
+        retire(None), leave()        └──► finishes what it has in hand, reports, closes
+
+It greets with the same settings for as long as it lives: where others hold, `Engine` makes another slot.
+What was finished while the connection was down waits in its outbox.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from proxyd import session as s
 from proxyd.backoff import Backoff
+from proxyd.carry import CarriedLink, CarriedSettings, CarriedSlot
 from proxyd.dispatch import Dispatcher
 from proxyd.errors import LinkBroken, LinkError, LinkRefused
 from proxyd.link import Link, LinkSettings
 from proxyd.outbox import LINE_MAX_BYTES, Outbox
-from proxyd.session import LinkState
+from proxyd.session import LinkSession, LinkState
+from proxyd.tasks import CarriedTask
+from proxyd.waiting import wait_until
 
 if TYPE_CHECKING:
-    from proxyd.links import Engine
+    from proxyd.engine import Engine
 
 # From the start of a connect to the engine's ok.
 GREET_TIMEOUT_S = 10.0
@@ -30,27 +39,30 @@ GOOD_AFTER_S = 10.0
 WRITE_HIGH_BYTES = 1 << 20
 # A goodbye takes no longer than this.
 STOP_TIMEOUT_S = 2.0
+# An engine that drains waits about as long (`engine.stop_deadline_s`).
+DRAIN_S = 10.0
 
 
 class Slot:
     """Keeps one connection up for as long as the engine has this worker."""
 
-    def __init__(self, engine: Engine, worker: int) -> None:
+    def __init__(
+        self, engine: Engine, worker: int, settings: LinkSettings, carried: CarriedLink | None = None
+    ) -> None:
         self.engine = engine
         self.worker = worker
-        self.outbox = Outbox(self._wake)
+        self.settings = settings
+        self.outbox = Outbox(self._wake, settings.who.name)
+        self.tried = asyncio.Event()
+        """Set once a first connection has its credit, or has failed."""
         self._loop = asyncio.get_running_loop()
-        self.heir: Outbox | None = None
-        """Where reports go once the engine has no such worker any more."""
+        self._heir: Slot | None = None
         self._link: Link | None = None
         self._backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_CAP_S)
-        self._stopping = False
+        self._leaving = False
+        self._carried = carried
+        """A connection that the code before this has greeted, until it is taken over."""
         self._task = self._loop.create_task(self._keep_up())
-
-    @property
-    def settings(self) -> LinkSettings:
-        """See `link.Owner`."""
-        return self.engine.settings
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -58,19 +70,52 @@ class Slot:
         return self.engine.dispatcher
 
     @property
-    def stopping(self) -> bool:
+    def refusing(self) -> bool:
         """See `link.Owner`."""
-        return self.engine.stopping
+        return self._leaving or self.engine.links.stopping
 
     @property
     def serving(self) -> bool:
         """Whether the engine has greeted back and may push."""
         link = self._link
-        return link is not None and link.session.state in (LinkState.SERVING, LinkState.DRAINING)
+        return link is not None and link.session.greeted
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is in hand, and all that was reported was answered."""
+        link = self._link
+        if link is not None and link.session.owes_reports:
+            return False
+        return not self.outbox.owed and not len(self.outbox)
+
+    @property
+    def flushed(self) -> bool:
+        """Whether all that was finished has been written."""
+        return not len(self.outbox) and (self._link is None or self._link.write_size == 0)
+
+    # ── ending ────────────────────────────────────────────────────────────────────────────
+
+    def retire(self, heir: Slot | None) -> None:
+        """Takes nothing new from now on. An heir reports what this one owes. `leave` must follow."""
+        self._leaving = True
+        self._heir = heir
+        if heir is not None:
+            self.dispatcher.move(self.outbox, heir.outbox)
+            kept, _ = self.outbox.take(self._loop.time(), LINE_MAX_BYTES)
+            heir.outbox.restore(kept)
+
+    async def leave(self, within_s: float) -> None:
+        """Ends a retired slot: one without an heir finishes and reports what is in hand."""
+        if self._carried is not None:
+            await self.tried.wait()
+        if self._heir is None:
+            await wait_until(lambda: self._link is None or self.finished, within_s)
+            self.dispatcher.move(self.outbox, None)
+        await self.stop()
 
     async def stop(self) -> None:
         """Closes the connection, after what was reported has been written."""
-        self._stopping = True
+        self._leaving = True
         link = self._link
         if link is not None:
             link.end(None)
@@ -80,8 +125,37 @@ class Slot:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    # ── crossing an upgrade ───────────────────────────────────────────────────────────────
+
+    def carry(self, tasks: list[CarriedTask]) -> CarriedSlot:
+        """What the next code needs to go on here, `tasks` included. Changes nothing."""
+        link = self._link
+        carried = None
+        reports, _ = self.outbox.take(self._loop.time(), LINE_MAX_BYTES)
+        self.outbox.restore(reports)
+        if link is not None and link.session.greeted:
+            fd = link.duplicate()
+            frozen = link.session.freeze()
+            if fd is not None:
+                carried = CarriedLink(fd, frozen)
+            else:
+                reports = frozen.unanswered + reports
+        settings = CarriedSettings.of(self.settings)
+        return CarriedSlot(self.engine.configured, self.worker, settings, carried, reports, tasks)
+
+    @classmethod
+    def resume(cls, engine: Engine, slot: CarriedSlot, secret: bytes) -> Slot:
+        """The slot that the code before this had, with all that it owed."""
+        made = cls(engine, slot.worker, slot.settings.read(secret), slot.link)
+        made.outbox.restore(slot.reports)
+        for task in slot.tasks:
+            made.dispatcher.resume(made.outbox, task, made._loop.time())
+        return made
+
+    # ── keeping it up ─────────────────────────────────────────────────────────────────────
+
     async def _keep_up(self) -> None:
-        while not self._stopping:
+        while self._carried is not None or not self._leaving:
             address = self.engine.address()
             wait_s = 0.0
             try:
@@ -91,14 +165,21 @@ class Slot:
                 wait_s = (error.retry_ms or 0) / 1000
             except (LinkError, OSError, TimeoutError) as error:
                 self.engine.failed(self, address, error)
-            await asyncio.sleep(max(self._backoff.next_s(), min(wait_s, BACKOFF_CAP_S)))
+            self.tried.set()
+            if not self.engine.replace_if_outdated(self):
+                await asyncio.sleep(max(self._backoff.next_s(), min(wait_s, BACKOFF_CAP_S)))
 
     async def _serve(self, address: tuple[str, int]) -> None:
         """One connection, from its connect to its end. Raises: LinkError, OSError, TimeoutError."""
-        link = Link(self)
+        carried, self._carried = self._carried, None
+        link = Link(self, None if carried is None else LinkSession.thaw(carried.session))
         try:
             async with asyncio.timeout(GREET_TIMEOUT_S):
-                await self._loop.create_connection(lambda: link, *address)
+                if carried is not None:
+                    sock = socket.socket(fileno=carried.fd)
+                    await self._loop.create_connection(lambda: link, sock=sock)
+                else:
+                    await self._loop.create_connection(lambda: link, *address)
                 await link.greeted.wait()
             since = self._loop.time()
             error = await link.ended
@@ -109,26 +190,28 @@ class Slot:
             if not link.ended.done():
                 link.end(LinkBroken("given up"))
 
-    # What the link tells.
+    # ── what the link tells ───────────────────────────────────────────────────────────────
 
     def take(self, link: Link, event: s.Event, now: float) -> None:
         """Acts on an event that is not a push."""
         match event:
             case s.Greeted():
                 self._begin(link, event)
+            case s.Credited():
+                self.tried.set()
+            case s.Counted(workers):
+                self.engine.counted(self, workers)
             case s.Refusal(refused):
                 link.end(LinkRefused(str(refused), refused.field, refused.retry_ms))
             case s.BadPush(task_id, total, error):
-                self.engine.dispatcher.refuse(self.outbox, task_id, total, error, now)
+                if not self.refusing:
+                    self.dispatcher.refuse(self.outbox, task_id, total, error, now)
             case s.Cancel(task_ids):
-                self.engine.dispatcher.cancel(task_ids)
-                self._close_if_drained()
+                self.dispatcher.cancel(task_ids)
             case s.Drain(to):
-                self.engine.redirect(to)
-                self.engine.log.info("engine drains", engine=self.engine.name, worker=self.worker, to=to)
-                self._close_if_drained()
+                self._drain(link, to)
             case s.Resend(line, wait_s):
-                self._loop.call_later(wait_s, self.outbox.restore, [line])
+                self._loop.call_later(wait_s, self._restore, [line])
             case s.Complaint(text):
                 self.engine.log.sampled(f"link {self.engine.name}", text, engine=self.engine.name)
             case _:
@@ -136,58 +219,69 @@ class Slot:
 
     def _begin(self, link: Link, greeted: s.Greeted) -> None:
         """The engine took our hello: first what was finished is reported, then new work asked for."""
-        old, self._link = self._link, link
-        if old is not None and old is not link:
-            old.end(LinkBroken("replaced"))
+        self._link = link
         link.greeted.set()
-        self._flush()
-        link.write(link.session.ready(self.engine.settings.credit))
-        link.set_reading(not self.engine.held)
+        self.flush()
+        link.write(link.session.ready(self.settings.credit))
+        if not self.engine.links.reading:
+            # Whether the credit was taken is not heard before we read.
+            link.set_reading(False)
+            self.tried.set()
         self.engine.greeted(self, greeted)
+
+    def resumed(self, link: Link) -> None:
+        """See `link.Owner`."""
+        self._link = link
+        self.flush()
+        link.set_reading(self.engine.links.reading)
+        if link.session.state is LinkState.DRAINING:
+            self._loop.call_later(DRAIN_S, link.end, None)
+        self.tried.set()
+
+    def _drain(self, link: Link, to: list[str]) -> None:
+        self.engine.redirect(to)
+        self.engine.log.info("engine drains", engine=self.engine.name, worker=self.worker, to=to)
+        self._loop.call_later(DRAIN_S, link.end, None)
+
+    def heard(self, link: Link) -> None:
+        """See `link.Owner`: closes a link that drains once nothing is left to be said on it."""
+        if link is self._link and self.finished:
+            link.end(None)
 
     def lost(self, link: Link) -> None:
         """A connection ended: reports that were not answered go out again on the next one."""
         if self._link is link:
             self._link = None
-        self.outbox.restore(link.session.unanswered())
+        self._restore(link.session.unanswered())
 
-    # Writing.
+    def _restore(self, lines: list[bytes]) -> None:
+        slot = self
+        while slot._heir is not None:
+            slot = slot._heir
+        slot.outbox.restore(lines)
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────
 
     def _wake(self) -> None:
-        self._loop.call_soon(self._flush)
+        self._loop.call_soon(self.flush)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         """Sends what waits, once a turn of the loop however much was finished in it."""
         link = self._link
-        if self.heir is not None:
-            self.bequeath()
-        if link is None or link.session.state not in (LinkState.SERVING, LinkState.DRAINING):
+        if link is None or not self.serving:
             return
         kept, active = self.outbox.take(self._loop.time(), link.session.line_max)
         if link.write_size > WRITE_HIGH_BYTES:
             active = []
         if kept or active:
             link.write(link.session.report(kept, active))
-        self._close_if_drained()
-
-    def bequeath(self) -> None:
-        """Hands to the heir what waits here."""
-        if self.heir is not None:
-            kept, _ = self.outbox.take(self._loop.time(), LINE_MAX_BYTES)
-            self.heir.restore(kept)
-
-    def _close_if_drained(self) -> None:
-        link = self._link
-        draining = link is not None and link.session.state is LinkState.DRAINING
-        if draining and link is not None and not self.outbox.owed and not len(self.outbox):
-            link.end(None)
 
     def beat(self, figures: dict[str, str | int | float | None], now: float) -> None:
         """Tells that we live, and gives up an engine that does not."""
         link = self._link
         if link is None:
             return
-        silence_s = self.engine.settings.silence_s
+        silence_s = self.engine.links.silence_s
         if link.reading and now - link.heard_at > silence_s:
             link.end(LinkBroken(f"the engine was silent for {silence_s:g} s"))
         elif link.write_size <= WRITE_HIGH_BYTES:
@@ -198,7 +292,6 @@ class Slot:
         if self._link is not None:
             self._link.set_reading(on)
 
-    @property
-    def flushed(self) -> bool:
-        """Whether all that was finished has been written."""
-        return not len(self.outbox) and (self._link is None or self._link.write_size == 0)
+    def __repr__(self) -> str:
+        state = "leaving" if self._leaving else "up" if self.serving else "down"
+        return f"<Slot {self.engine.name} worker {self.worker}, {state}, {self.outbox}>"

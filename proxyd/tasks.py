@@ -6,12 +6,17 @@ and failed, once, when any cache could not. A task ends when no target is open.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from proxyd.caches import Deed
+from wire.tasks import PushHead
 
 if TYPE_CHECKING:
-    from proxyd.outbox import Outbox
+    from proxyd.homes import Home
 
 # What a report lists of the targets that failed, so that its line stays short whatever the task.
 FAILED_LISTED_MAX = 100
@@ -23,18 +28,18 @@ class Task:
 
     __slots__ = (
         "error", "expires_at", "failed", "failed_bytes", "failed_targets",
-        "home", "id", "open", "priority", "received_at", "shown", "total",
+        "head", "home", "id", "open", "received_at", "shown", "total",
     )  # fmt: skip
 
     def __init__(
-        self, task_id: bytes, home: Outbox, total: int, priority: int, received_at: float, expires_at: float
+        self, task_id: bytes, home: Home, total: int, head: PushHead, received_at: float, expires_at: float
     ) -> None:
         self.id = task_id
         self.home = home
         self.total = total
         self.open = total
         self.failed = 0
-        self.priority = priority
+        self.head = head
         self.received_at = received_at
         self.expires_at = expires_at
         """What has not begun by then (loop time) is not begun; 0 once the task is cancelled."""
@@ -77,6 +82,58 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<Task {self.id.decode()} {self.done} done, {self.failed} failed of {self.total}>"
+
+
+class CarriedTask(msgspec.Struct, frozen=True):
+    """A task that has not ended, as it crosses an upgrade (`carry.py`).
+
+    `targets` are those that are open; `ttl_left_s` is None where there is no end.
+    """
+
+    id: bytes
+    head: PushHead
+    ttl_left_s: float | None
+    age_s: float
+    total: int
+    failed: int
+    error: str | None
+    failed_targets: list[bytes]
+    targets: list[bytes]
+
+
+def carry_tasks(unended: Iterable[Exchange], now: float) -> list[tuple[Home, CarriedTask]]:
+    """The tasks of exchanges that have not ended, and where each is reported."""
+    targets: dict[Task, dict[bytes, None]] = {}
+    for exchange in unended:
+        if not exchange.task.cancelled:
+            targets.setdefault(exchange.task, {})[exchange.target] = None
+    return [(task.home, _carry_task(task, list(left), now)) for task, left in targets.items()]
+
+
+def _carry_task(task: Task, targets: list[bytes], now: float) -> CarriedTask:
+    return CarriedTask(
+        id=task.id,
+        head=task.head,
+        ttl_left_s=None if task.expires_at == math.inf else max(0.0, task.expires_at - now),
+        age_s=now - task.received_at,
+        total=task.total,
+        failed=task.failed,
+        error=task.error,
+        failed_targets=task.failed_targets,
+        targets=targets,
+    )
+
+
+def resume_task(home: Home, carried: CarriedTask, now: float) -> Task:
+    """The task again. Of a target that stood there twice, one is left."""
+    left_s = carried.ttl_left_s
+    expires_at = math.inf if left_s is None else now + left_s
+    task = Task(carried.id, home, carried.total, carried.head, now - carried.age_s, expires_at)
+    task.open = len(carried.targets)
+    task.failed, task.error = carried.failed, carried.error
+    task.failed_targets = list(carried.failed_targets)
+    task.failed_bytes = sum(len(target) + 1 for target in task.failed_targets)
+    return task
 
 
 class Share:

@@ -156,7 +156,7 @@ _TABLE = (
             Field("mem", _COUNT, "bytes"),
         ),
         "tells that the proxy is alive, at least every 5 s on each connection",
-        "ok now=MS",
+        "ok now=MS workers=W",
     ),
     Verb(
         "list_workers",

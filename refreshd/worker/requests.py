@@ -325,7 +325,8 @@ class Requests:
     def _beat(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         if caller.session is not None:
             caller.session.beat(values)
-            turn.parts.append(b"ok now=%d\n" % self.hub.engine.clock.wall_ms)
+            now_and_workers = (self.hub.engine.clock.wall_ms, self.hub.shards.workers)
+            turn.parts.append(b"ok now=%d workers=%d\n" % now_and_workers)
 
     def _ping(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         turn.parts.append(b"ok now=%d\n" % self.hub.engine.clock.wall_ms)

@@ -168,8 +168,9 @@ def test_one_report_line_for_a_thousand_tasks_of_both_workers(
     assert {reply["state"] for reply in peer.replies(1000)} == {"complete"}
 
 
-def test_beats_are_answered_with_the_time(proxies: list[Peer]) -> None:
+def test_beats_are_answered_with_the_time_and_the_workers(proxies: list[Peer]) -> None:
     for proxy in proxies:
+        assert proxy.ok("beat")["workers"] == "2"
         assert int(proxy.ok("beat fast=1 slow=2 inflight=3 cpu=0.75 mem=1000000")["now"]) > 0
         assert int(proxy.ok("beat")["now"]) > 0
         assert proxy.code("beat cpu=lots") == "bad_field"

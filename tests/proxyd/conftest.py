@@ -1,5 +1,19 @@
 """What the agent's tests share."""
 
-from tests.cache_fixtures import ats, host, origin, varnish
+from collections.abc import Iterator
 
-__all__ = ["ats", "host", "origin", "varnish"]
+import pytest
+
+from tests.cache_fixtures import ats, host, origin, varnish
+from tests.proxyd.fake_cache import FakeCache
+
+
+@pytest.fixture
+def cache() -> Iterator[FakeCache]:
+    """A cache of the test's own."""
+    made = FakeCache()
+    yield made
+    made.close()
+
+
+__all__ = ["ats", "cache", "host", "origin", "varnish"]

@@ -22,6 +22,7 @@ class FakeLink:
         self._lock = threading.Lock()
         self.lines: list[str] = []
         self.worker = -1
+        self.name = ""
         self.greeted = False
         self.closed = False
         self.silent = False
@@ -93,7 +94,10 @@ def read_report(line: str) -> dict[str, str]:
 
 
 class FakeEngine:
-    """Greets like an engine with `workers` workers. `answer` may be replaced."""
+    """Greets like an engine with `workers` workers. `answer` may be replaced.
+
+    A new connection of a name to a worker replaces the older one, which is closed.
+    """
 
     def __init__(self, workers: int = 1, port: int = 0, line_max: int = 1 << 20) -> None:
         self.workers = workers
@@ -128,14 +132,21 @@ class FakeEngine:
             link.worker = int(fields["worker"])
             if link.worker >= self.workers:
                 return "err code=bad_field field=worker msg=no\\ssuch\\sworker\n"
+            link.name = fields["name"]
             link.greeted = True
+            self._replace_older(link)
             return (
                 f"ok v=1 engine=fake worker={link.worker} workers={self.workers} shards=64"
                 f" line_max={self.line_max}\n"
             )
         if verb == "beat":
-            return "ok now=1\n"
+            return f"ok now=1 workers={self.workers}\n"
         return "ok n=1\n" if verb == "report" else "ok\n"
+
+    def _replace_older(self, newest: FakeLink) -> None:
+        for link in self.links:
+            if link is not newest and (link.name, link.worker) == (newest.name, newest.worker):
+                link.close()
 
     def live(self, worker: int = 0) -> FakeLink | None:
         """The newest connection to a worker that is ready."""

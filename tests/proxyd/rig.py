@@ -17,6 +17,7 @@ from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
 from proxyd.targets import split_target
 from proxyd.tasks import Exchange, Task
+from wire.tasks import PushHead
 
 Result = TypeVar("Result")
 
@@ -52,7 +53,7 @@ async def wait_until(condition: Callable[[], object], what: str = "the condition
 
 def make_exchange(target: bytes, deed: Deed, *, expires_at: float = math.inf) -> Exchange:
     """One request as the dispatcher makes it."""
-    task = Task(b"t", Outbox(lambda: None), 1, 5, 0.0, expires_at)
+    task = Task(b"t", Outbox(lambda: None), 1, PushHead("url"), 0.0, expires_at)
     return Exchange(task, target, deed.render(*split_target(target)), deed, None)
 
 
@@ -121,6 +122,11 @@ class Scripted:
         self.visits = 0
         self.requests: list[bytes] = []
         self.address = address
+
+    @property
+    def open(self) -> int:
+        """Connections that have not ended."""
+        return len(self._tasks)
 
     async def __aenter__(self) -> Scripted:
         self._server = await asyncio.start_server(self._serve, *self.address)

@@ -234,3 +234,60 @@ def test_a_push_that_cannot_be_read_is_reported_failed() -> None:
         }
     ]
     assert bench.box.owed == 0
+
+
+def other_box(name: str = "") -> Outbox:
+    return Outbox(lambda: None, name)
+
+
+def test_under_two_names_both_are_told() -> None:
+    bench = Bench("varnish")
+    old, new, newer = other_box("old"), other_box("new"), other_box("new")
+    for box in (old, new, newer):
+        bench.push("a", "http://h/1", box=box)
+    assert len(bench.taken()) == 1
+    assert [box.owed for box in (old, new, newer)] == [1, 0, 1]
+    bench.end()
+    assert [bench.reports(box) for box in (old, new, newer)] == [done("a"), [], done("a")]
+    assert [box.owed for box in (old, new, newer)] == [0, 0, 0]
+
+
+def test_under_two_names_a_failure_and_progress_reach_both() -> None:
+    bench = Bench("varnish")
+    boxes = [other_box("old"), other_box("new")]
+    for box in boxes:
+        bench.push("a", "http://h/1", "http://h/2", box=box)
+    bench.end()
+    bench.dispatcher.tell_progress()
+    bench.end(error="no")
+    for box in boxes:
+        assert [report["state"] for report in bench.reports(box)] == ["failed", "active"]
+
+
+def test_what_is_owed_moves_to_an_heir() -> None:
+    bench = Bench("varnish")
+    gone, heir = other_box(), other_box()
+    bench.push("a", "http://h/1", box=gone)
+    bench.push("b", "http://h/2", box=bench.box)
+    bench.dispatcher.move(gone, heir)
+    assert (gone.owed, heir.owed, bench.box.owed) == (0, 1, 1)
+    bench.end()
+    bench.end()
+    assert (bench.reports(gone), bench.reports(heir), bench.reports()) == ([], done("a"), done("b"))
+
+
+def test_what_nobody_waits_for_is_done_all_the_same() -> None:
+    bench = Bench("varnish")
+    gone, other = other_box("old"), other_box("new")
+    for task_id in ("a", "b", "c"):
+        bench.push(task_id, "http://h/1", box=gone)
+    bench.push("b", "http://h/1", box=other)
+    bench.dispatcher.move(gone, None)
+    assert (gone.owed, other.owed) == (0, 1)
+    bench.dispatcher.cancel([b"c"])
+    bench.push("a", "http://h/1", box=other)
+    assert (gone.owed, other.owed) == (0, 2)
+    for _ in range(3):
+        bench.end()
+    assert bench.reports(other) == done("a", "b")
+    assert bench.dispatcher.tasks == 0

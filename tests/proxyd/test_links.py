@@ -3,71 +3,18 @@
 from __future__ import annotations
 
 import signal
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.proxyd.fake_cache import FakeCache
 from tests.proxyd.fake_engine import FakeEngine, FakeLink, engines
 from tools.servers import Agent, Origin, Varnish, wait_until
 from wire.signatures import check_hello
 
 TIMEOUT_S = 20.0
-
-
-class FakeCache:
-    """Answers every request with 200, but holds back those for /held until `release`."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.asked: list[str] = []
-        self._released = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def release(self) -> None:
-        """Answers what was held, and all that comes."""
-        self._released.set()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            with sock, sock.makefile("rb") as stream:
-                while line := stream.readline():
-                    while stream.readline().strip():
-                        pass
-                    self.asked.append(line.decode().split(" ")[1])
-                    if "/held" in self.asked[-1]:
-                        self._released.wait(TIMEOUT_S)
-                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        except OSError:
-            pass
-
-    def close(self) -> None:
-        """Ends it."""
-        self.release()
-        try:
-            self._listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        self._listener.close()
-
-
-@pytest.fixture
-def cache() -> Iterator[FakeCache]:
-    made = FakeCache()
-    yield made
-    made.close()
 
 
 @contextmanager
@@ -240,6 +187,49 @@ def test_more_and_fewer_workers(cache: FakeCache) -> None:
         link.push("b", "http://h/1")
         until_ended(link, "b")
         assert len(engine.links) - asked <= 2
+
+
+def test_an_engine_that_gets_more_workers_while_links_stay(cache: FakeCache) -> None:
+    with FakeEngine(1) as engine, agent_for(engine, cache=cache):
+        link = engine.wait_link()
+        engine.workers = 3
+        for worker in (1, 2):
+            engine.wait_link(worker)
+        assert not link.closed
+        assert len(engine.links) == 3
+
+
+def test_fewer_workers_keep_the_other_links(cache: FakeCache) -> None:
+    """As an engine does it: what belonged to the last worker is told to go, and its number is refused."""
+    with FakeEngine(3) as engine, agent_for(engine, cache=cache):
+        links = [engine.wait_link(worker) for worker in range(3)]
+        links[2].push("a", "http://h/held")
+        wait_until(lambda: cache.asked, TIMEOUT_S, "the purge at the cache")
+        engine.workers = 2
+        links[2].close()
+        wait_until(lambda: len(engine.links) == 4, TIMEOUT_S, "it is asked for")
+        cache.release()
+        wait_until(lambda: "a" in links[0].done_ids(), TIMEOUT_S, "worker 0 is told")
+        assert not links[0].closed
+        assert not links[1].closed
+
+
+def test_drain_waits_for_the_answer_to_its_reports(cache: FakeCache) -> None:
+    with FakeEngine() as engine, agent_for(engine, cache=cache) as agent:
+        link = engine.wait_link()
+        link.silent = True
+        answered = len(link.lines)
+        link.push("a", "http://h/1")
+        wait_until(lambda: link.done_ids() == ["a"], TIMEOUT_S, "the report")
+        beats = len(link.of("beat"))
+        link.send("!drain\n")
+        wait_until(lambda: len(link.of("beat")) > beats, TIMEOUT_S, "another beat")
+        assert not link.closed
+        link.send("ok n=1\n" * (len(link.lines) - answered))
+        wait_until(lambda: link.closed, TIMEOUT_S, "the link closed")
+        [down] = agent.logged("link down")
+        assert down["error"] == "closed by this agent"
+        assert engine.wait_link(newer_than=link).reports() == []
 
 
 def test_drain_ends_what_is_in_hand_and_goes_elsewhere(cache: FakeCache) -> None:

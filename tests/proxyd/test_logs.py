@@ -1,10 +1,11 @@
 """The log: JSON, and never more than a bound."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from proxyd.logs import SAMPLE_EVERY_S, SAMPLED_KEYS_MAX, Sampler
+from proxyd.logs import SAMPLE_EVERY_S, SAMPLED_KEYS_MAX, TRACEBACK_MAX_CHARS, Log, Sampler
 from tests.proxyd.fake_engine import FakeEngine
 from tools.servers import Agent
 
@@ -37,3 +38,27 @@ def test_levels(level: str) -> None:
         agent._is_ready = lambda: engine.live() is not None  # type: ignore[method-assign]
         with agent:
             assert agent.log() == ""
+
+
+def test_a_level_can_change(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log("error")
+    log.info("unheard")
+    log.set_level("info")
+    log.info("heard", path=Path("/x"), text="two\nlines")
+    log.set_level("warning")
+    log.info("unheard")
+    [line] = capsys.readouterr().err.splitlines()
+    said = json.loads(line)
+    assert said.pop("ts").endswith("Z")
+    assert said == {"level": "info", "event": "heard", "path": "/x", "text": "two\nlines"}
+
+
+def test_a_fault_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ValueError("x" * 9000 + "end")
+    except ValueError as error:
+        Log("error").fault("reload failed", error)
+    said = json.loads(capsys.readouterr().err)
+    assert (said["level"], said["event"]) == ("error", "reload failed")
+    assert said["traceback"].endswith("end\n")
+    assert len(said["traceback"]) <= TRACEBACK_MAX_CHARS

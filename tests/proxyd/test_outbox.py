@@ -9,11 +9,14 @@ from hypothesis import strategies as st
 from proxyd.outbox import ERROR_MAX_CHARS, LINE_MAX_BYTES, Outbox
 from proxyd.tasks import Task
 from wire.lines import parse
+from wire.tasks import PushHead
+
+HEAD = PushHead("url")
 
 
 def make(total: int, box: Outbox, task_id: bytes = b"t") -> Task:
     box.owed += 1
-    return Task(task_id, box, total, 5, 0.0, math.inf)
+    return Task(task_id, box, total, HEAD, 0.0, math.inf)
 
 
 @given(st.lists(st.from_regex(rb"[A-Za-z0-9._:-]{1,64}", fullmatch=True), min_size=1, max_size=50))

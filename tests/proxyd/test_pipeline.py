@@ -373,3 +373,63 @@ def test_a_real_varnish_takes_a_pipeline(varnish: Varnish, origin: Origin, host:
         assert asked() == {2}
 
     run(test())
+
+
+def test_fewer_connections_end_when_their_answers_are_in() -> None:
+    answered = asyncio.Event()
+
+    async def late(visit: Visit) -> None:
+        while await visit.request():
+            await answered.wait()
+            await visit.send(OK)
+
+    async def test() -> None:
+        async with Scripted(late) as server:
+            told: list[str | None] = []
+            limits = msgspec.structs.replace(SHORT, connections=4, depth=1)
+            client = CacheClient("c", *server.address, limits, lambda _, error: told.append(error))
+            for target in some(20):
+                client.put(make_exchange(target, PURGE), 5)
+            await wait_until(lambda: client.in_flight == 4)
+            client.set_limits(msgspec.structs.replace(limits, connections=1))
+            answered.set()
+            await wait_until(lambda: len(told) == 20, f"an end of all of {client}")
+            assert set(told) == {None}
+            assert server.visits == 4
+            await wait_until(lambda: server.open == 1, "the others are closed")
+            client.close()
+
+    run(test())
+
+
+def test_more_connections_are_used_at_once() -> None:
+    async def test() -> None:
+        async with Scripted(lambda visit: visit.forever()) as server:
+            limits = msgspec.structs.replace(SHORT, connections=1, depth=1)
+            client = CacheClient("c", *server.address, limits, lambda *_: None)
+            for target in some(20):
+                client.put(make_exchange(target, PURGE), 5)
+            await wait_until(lambda: client.in_flight == 1)
+            client.set_limits(msgspec.structs.replace(limits, depth=4))
+            await wait_until(lambda: client.in_flight == 4)
+            client.set_limits(msgspec.structs.replace(limits, connections=3, depth=4))
+            await wait_until(lambda: client.in_flight == 12)
+            client.close()
+
+    run(test())
+
+
+def test_what_is_given_up_is_told() -> None:
+    async def test() -> None:
+        async with Scripted(lambda visit: visit.forever()) as server:
+            told: list[str | None] = []
+            client = CacheClient("c", *server.address, SHORT, lambda _, error: told.append(error))
+            for target in some(30):
+                client.put(make_exchange(target, PURGE), 5)
+            await wait_until(lambda: client.in_flight == SHORT.connections * SHORT.depth)
+            assert len(list(client.unended())) == 30
+            client.give_up("no more")
+            assert told == ["cache c: no more"] * 30
+            await wait_until(lambda: server.open == 0, "the connections are closed")
+
+    run(test())

@@ -18,6 +18,7 @@ def test_like_a_sorted_list(steps: list[int | tuple[str, int]]) -> None:
             model.append((-step, number))
         else:
             model.sort()
+            assert list(queue) == [number for _, number in model]
             taken, model = model[: step[1]], model[step[1] :]
             assert queue.take(step[1]) == [number for _, number in taken]
         assert len(queue) == len(model)

@@ -28,6 +28,18 @@ def test_the_greeting() -> None:
     assert session.line_max == 4096
     assert session.ready(100) == b"ready credit=100\n"
     assert session.beat({"fast": 1, "cpu": 0.5}) == b"beat fast=1 cpu=0.5\n"
+    assert session.feed(b"ok\nok now=1 workers=4\n") == [s.Credited(), s.Counted(4)]
+
+
+def test_only_reports_are_owed() -> None:
+    session = served()
+    session.beat({})
+    session.report([], [b"report state=active task_id=a done=1 failed=0\n"])
+    assert not session.owes_reports
+    session.report([b"report state=done -- a\n"], [])
+    assert session.owes_reports
+    assert session.feed(b"ok now=1\nok n=1\nok n=1\n") == []
+    assert not session.owes_reports
 
 
 def test_a_signed_greeting() -> None:

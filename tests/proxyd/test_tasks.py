@@ -8,12 +8,16 @@ from hypothesis import strategies as st
 from proxyd.caches import KINDS
 from proxyd.outbox import Outbox
 from proxyd.tasks import FAILED_LISTED_MAX, FAILED_LISTED_MAX_BYTES, Exchange, Share, Task, end_exchange
+from wire.tasks import PushHead
 
 PURGE = KINDS["varnish"].deeds["url"]
 
 
+HEAD = PushHead("url")
+
+
 def make_task(total: int) -> Task:
-    return Task(b"t", Outbox(lambda: None), total, 5, 0.0, math.inf)
+    return Task(b"t", Outbox(lambda: None), total, HEAD, 0.0, math.inf)
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=2, max_size=3), min_size=1, max_size=5), st.randoms())

@@ -42,10 +42,18 @@ class Agent(Server):
         for cache, kind, address in caches:
             self.config += f'[[cache]]\nname = "{cache}"\nkind = "{kind}"\naddress = "{address}"\n'
 
+    def configure(self, *changes: tuple[str, str]) -> None:
+        """Writes the configuration anew, with these texts replaced; the agent reads it when it reloads."""
+        for old, new in changes:
+            if old not in self.config:
+                raise ValueError(f"{old!r} does not stand in the configuration")
+            self.config = self.config.replace(old, new)
+        (self.folder / "proxyd.toml").write_text(self.config)
+
     def _command(self) -> list[str]:
-        path = self.folder / "proxyd.toml"
-        path.write_text(self.config)
-        return [self._python, "-W", "error", "-m", "proxyd", "--config", str(path)]
+        self.configure()
+        config = str(self.folder / "proxyd.toml")
+        return [self._python, "-W", "error", "-m", "proxyd", "--config", config]
 
     def _environment(self) -> dict[str, str]:
         return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
@@ -56,7 +64,12 @@ class Agent(Server):
     def log_lines(self) -> list[dict[str, Any]]:
         """What it logged so far."""
         text = (self.folder / "log").read_text()
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+        # The last line may be being written.
+        return [json.loads(line) for line in text.split("\n")[:-1] if line.startswith("{")]
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """The log lines of an event."""
+        return [line for line in self.log_lines() if line["event"] == event]
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to the process."""

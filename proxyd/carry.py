@@ -1,0 +1,164 @@
+"""What crosses an upgrade: values, and a memory file with them that the new code is given.
+
+    old code ── Carried, msgpack ──► memory file ── CARRIED_FDS ──► new code
+
+Every socket crosses as an open descriptor; all else is here. VERSION changes when what a field means does;
+a field that is new needs a default. Code that does not know the version starts with nothing, closes the
+sockets, and is pushed everything again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, MutableMapping
+
+import msgspec
+
+from proxyd.link import LinkSettings
+from proxyd.session import FrozenSession, Identity
+from proxyd.tasks import CarriedTask
+
+VERSION = 1
+CARRIED_FDS = "PROXYD_CARRIED_FDS"
+"""The environment variable: the memory file's descriptor, then those of the sockets."""
+# The targets in hand are bounded in number, not in bytes: beyond this they are not worth the pause.
+CARRIED_MAX_BYTES = 64 << 20
+
+
+class CarriedLink(msgspec.Struct, frozen=True):
+    """A connection in the middle of a line: its descriptor and its session."""
+
+    fd: int
+    session: FrozenSession
+
+
+class CarriedSettings(msgspec.Struct, frozen=True):
+    """What a link greeted with; of the secret, only what tells whether it is another now."""
+
+    who: Identity
+    credit: int
+    key: str
+    secret_sha256: bytes
+
+    @classmethod
+    def of(cls, settings: LinkSettings) -> CarriedSettings:
+        """The settings without their secret."""
+        return cls(settings.who, settings.credit, settings.key, _digest(settings.secret))
+
+    def read(self, secret: bytes) -> LinkSettings:
+        """The settings, where `secret` is what the configuration says now."""
+        known = _digest(secret) == self.secret_sha256
+        return LinkSettings(self.who, self.credit, self.key, secret if known else b"")
+
+
+class CarriedSlot(msgspec.Struct, frozen=True):
+    """The link to one worker of one engine; what it owes, and what it will."""
+
+    engine: tuple[str, int]
+    worker: int
+    settings: CarriedSettings
+    link: CarriedLink | None
+    reports: list[bytes]
+    tasks: list[CarriedTask]
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """All of it. `paused_at` is monotonic: from then on nothing was read."""
+
+    code: str
+    generation: int
+    paused_at: float
+    slots: list[CarriedSlot]
+
+    @property
+    def fds(self) -> list[int]:
+        """The sockets."""
+        return [slot.link.fd for slot in self.slots if slot.link is not None]
+
+    def without_links(self) -> Carried:
+        """What is left when everything in hand is handed back: the reports."""
+        slots = [msgspec.structs.replace(slot, link=None, tasks=[]) for slot in self.slots]
+        return msgspec.structs.replace(self, slots=slots)
+
+
+class Unreadable(Exception):
+    """What the old code wrote is not what this code reads."""
+
+
+class _Envelope(msgspec.Struct):
+    version: int
+    carried: msgspec.Raw
+
+
+def encode(carried: Carried) -> bytes:
+    """The bytes of it, with the version in front."""
+    return msgspec.msgpack.encode(_Envelope(VERSION, msgspec.Raw(msgspec.msgpack.encode(carried))))
+
+
+def decode(data: bytes) -> Carried:
+    """The inverse of `encode`. Raises: Unreadable."""
+    try:
+        envelope = msgspec.msgpack.decode(data, type=_Envelope)
+        if envelope.version == VERSION:
+            return msgspec.msgpack.decode(envelope.carried, type=Carried)
+    except msgspec.MsgspecError as error:
+        raise Unreadable(str(error)) from None
+    raise Unreadable(f"it is of version {envelope.version}; this code reads {VERSION}")
+
+
+def write(carried: Carried, environ: MutableMapping[str, str]) -> list[int]:
+    """Puts it where a program that is executed now finds it; returns the descriptors that it inherits.
+
+    Raises: OSError.
+    """
+    data = encode(carried)
+    if len(data) > CARRIED_MAX_BYTES:
+        carried = carried.without_links()
+        data = encode(carried)
+    memory = os.memfd_create("proxyd-carried")
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(data)
+    except OSError:
+        os.close(memory)
+        raise
+    inherited = [memory, *carried.fds]
+    for fd in inherited:
+        os.set_inheritable(fd, True)
+    environ[CARRIED_FDS] = ",".join(map(str, inherited))
+    return inherited
+
+
+def read(environ: MutableMapping[str, str]) -> Carried | None:
+    """What the code before this has left; None if there is none. Nothing is inherited further.
+
+    Raises: Unreadable, with every socket closed.
+    """
+    names = environ.pop(CARRIED_FDS, "")
+    if not names:
+        return None
+    memory, *sockets = map(int, names.split(","))
+    for fd in sockets:
+        os.set_inheritable(fd, False)
+    with open(memory, "rb") as file:
+        file.seek(0)
+        data = file.read()
+    try:
+        return decode(data)
+    except Unreadable:
+        close(sockets)
+        raise
+
+
+def close(fds: Iterable[int]) -> None:
+    """Closes descriptors that nobody takes."""
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()

@@ -1,0 +1,112 @@
+"""The caches that are acted on: a client for each lane of each, as the configuration wants it now.
+
+    wanted ──► in use ──gone from the configuration──► leaving ──all ended, or LEAVE_S──► closed
+
+A cache is known by its name, kind and address together: under another address it
+is another cache, whatever its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from proxyd.caches import KINDS
+from proxyd.config import AgentConfig, CacheConfig, LaneConfig
+from proxyd.connection import Limits
+from proxyd.dispatch import Lanes
+from proxyd.pipeline import CacheClient, Ended
+from proxyd.tasks import Exchange
+from proxyd.waiting import wait_until
+
+# A cache that is taken out may be dead: what waits for it must not wait for long.
+LEAVE_S = 30.0
+
+
+class Caches:
+    """All lanes. `in_use` is what new tasks are done at."""
+
+    def __init__(self, ended: Ended, *, leave_s: float = LEAVE_S) -> None:
+        self._ended = ended
+        self._leave_s = leave_s
+        self._in_use: dict[CacheConfig, Lanes] = {}
+        self._leaving: dict[asyncio.Task[None], Lanes] = {}
+
+    @property
+    def in_use(self) -> tuple[Lanes, ...]:
+        """What is acted on, in the order of the configuration."""
+        return tuple(self._in_use.values())
+
+    @property
+    def leaving(self) -> tuple[Lanes, ...]:
+        """What was taken out and still has something in hand."""
+        return tuple(self._leaving.values())
+
+    def apply(self, config: AgentConfig) -> None:
+        """Makes, keeps and lets go of lanes; those that are kept get the limits that hold now."""
+        fast, slow = _limits(config.fast), _limits(config.slow, streaming=True)
+        before, self._in_use = self._in_use, {}
+        for cache in config.caches:
+            lanes = before.pop(cache, None)
+            if lanes is None:
+                lanes = self._make(cache, fast, slow)
+            else:
+                lanes.fast.set_limits(fast)
+                lanes.slow.set_limits(slow)
+            self._in_use[cache] = lanes
+        for lanes in before.values():
+            task = asyncio.get_running_loop().create_task(self._let_go(lanes))
+            self._leaving[task] = lanes
+            task.add_done_callback(self._leaving.pop)
+
+    def _make(self, cache: CacheConfig, fast: Limits, slow: Limits) -> Lanes:
+        quick, long = (
+            CacheClient(cache.name, *cache.address, limits, self._ended) for limits in (fast, slow)
+        )
+        return Lanes(cache.name, KINDS[cache.kind], quick, long)
+
+    async def _let_go(self, lanes: Lanes) -> None:
+        await wait_until(lambda: is_idle([lanes]), self._leave_s)
+        for client in (lanes.fast, lanes.slow):
+            client.give_up("taken out of the configuration")
+
+    def unended(self) -> Iterator[Exchange]:
+        """All that is in hand at any cache."""
+        for lanes in (*self.in_use, *self.leaving):
+            yield from lanes.fast.unended()
+            yield from lanes.slow.unended()
+
+    @property
+    def quick_is_idle(self) -> bool:
+        """Whether no purge and no ban is in hand."""
+        return is_idle((*self.in_use, *self.leaving), quick_only=True)
+
+    def close(self) -> None:
+        """Drops everything at once."""
+        for task in self._leaving:
+            task.cancel()
+        for lanes in (*self.in_use, *self.leaving):
+            lanes.fast.close()
+            lanes.slow.close()
+
+
+def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
+    """Whether nothing waits and nothing is in flight."""
+    clients = [client for lanes in all_lanes for client in (lanes.fast, lanes.slow)[: 1 if quick_only else 2]]
+    return not any(client.waiting or client.in_flight for client in clients)
+
+
+def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:
+    limits = Limits(
+        connections=lane.connections,
+        depth=lane.depth,
+        connect_timeout_s=lane.connect_timeout_s,
+        answer_timeout_s=lane.answer_timeout_s,
+        whole_timeout_s=lane.whole_timeout_s,
+        patience_s=lane.patience_s,
+    )
+    if streaming:
+        return msgspec.structs.replace(limits, answer_max_bytes=None, streaming=True)
+    return limits

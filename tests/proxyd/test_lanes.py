@@ -1,0 +1,95 @@
+"""Lanes come, change and go with the configuration."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from proxyd.config import AgentConfig, CacheConfig, default_config
+from proxyd.lanes import Caches, is_idle
+from tests.proxyd.rig import Scripted, Visit, make_exchange, run, wait_until
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def config(*caches: tuple[str, tuple[str, int]], connections: int = 2) -> AgentConfig:
+    """A configuration with these Varnishes."""
+    default = default_config()
+    return msgspec.structs.replace(
+        default,
+        caches=[CacheConfig(name, "varnish", address) for name, address in caches],
+        fast=msgspec.structs.replace(default.fast, connections=connections, depth=1),
+    )
+
+
+def purge(caches: Caches, number: int = 0) -> None:
+    """One purge at one of the caches."""
+    lanes = caches.in_use[number]
+    lanes.fast.put(make_exchange(b"http://h/1", lanes.kind.deeds["url"]), 5)
+
+
+def test_what_stays_is_kept_and_gets_the_new_limits() -> None:
+    async def test() -> None:
+        caches = Caches(lambda *_: None)
+        caches.apply(config(("a", ("127.0.0.1", 1)), ("b", ("127.0.0.1", 2))))
+        a, b = caches.in_use
+        caches.apply(config(("b", ("127.0.0.1", 2)), ("a", ("127.0.0.1", 3)), connections=7))
+        assert [lanes.name for lanes in caches.in_use] == ["b", "a"]
+        assert caches.in_use[0] is b
+        assert b.fast.limits.connections == 7
+        assert b.slow.limits.streaming
+        # Another address is another cache.
+        assert caches.in_use[1] is not a
+        assert caches.leaving == (a,)
+        caches.close()
+
+    run(test())
+
+
+def test_what_goes_finishes_first() -> None:
+    told: list[str | None] = []
+    answer = asyncio.Event()
+
+    async def late(visit: Visit) -> None:
+        while await visit.request():
+            await answer.wait()
+            await visit.send(OK)
+
+    async def test() -> None:
+        async with Scripted(late) as server:
+            caches = Caches(lambda _, error: told.append(error))
+            caches.apply(config(("a", server.address), ("b", ("127.0.0.1", 1))))
+            for _ in range(5):
+                purge(caches)
+            await wait_until(lambda: len(server.requests) == 2)
+            caches.apply(config(("b", ("127.0.0.1", 1))))
+            assert [lanes.name for lanes in caches.in_use] == ["b"]
+            assert told == []
+            answer.set()
+            await wait_until(lambda: not caches.leaving, "the lanes are closed")
+            assert told == [None] * 5
+            await wait_until(lambda: server.open == 0, "its connections are closed")
+            caches.close()
+
+    run(test())
+
+
+def test_what_goes_and_never_ends_fails() -> None:
+    told: list[str | None] = []
+
+    async def test() -> None:
+        async with Scripted(lambda visit: visit.forever()) as server:
+            caches = Caches(lambda _, error: told.append(error), leave_s=0.1)
+            caches.apply(config(("a", server.address)))
+            for _ in range(5):
+                purge(caches)
+            await wait_until(lambda: caches.in_use[0].fast.in_flight == 2)
+            assert not is_idle(caches.in_use)
+            caches.apply(config(("b", server.address)))
+            assert is_idle(caches.in_use)
+            await wait_until(lambda: not caches.leaving, "the lanes are closed")
+            assert told == ["cache a: taken out of the configuration"] * 5
+            caches.close()
+
+    run(test())
