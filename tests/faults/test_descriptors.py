@@ -10,11 +10,13 @@ import psutil
 import pytest
 
 from tests.driver import UNIT_S, Engine, Peer, wait_until
+from tests.peer.raw import owned_by
 
-# Enough for a start: a worker has about 30 open before anybody connects.
-_DESCRIPTORS = 64
+# Enough for a start: a worker has about 30 open before anybody connects, and keeps 16.
+_DESCRIPTORS = 80
 _CONNECTIONS = 200
 _LOOK_S = 1.0
+_SHORT = "no descriptors left, accepting rests"
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def _use_up(engine: Engine, stack: ExitStack) -> list[Peer]:
     peers = [stack.enter_context(engine.peer()) for _ in range(_CONNECTIONS)]
     for slot in range(engine.workers):
         wait_until(
-            lambda slot=slot: any(line["slot"] == slot for line in engine.logged("no descriptors left, accepting rests")),
+            lambda slot=slot: any(line["slot"] == slot for line in engine.logged(_SHORT)),  # type: ignore[misc]
             f"worker {slot} has used up its descriptors",
         )
     return peers
@@ -66,4 +68,16 @@ def test_the_admin_socket_still_answers(engine: Engine) -> None:
         _use_up(engine, stack)
         assert engine.admin("ping").ok
         assert [row["state"] for row in engine.admin("list_workers").rows] == ["ready", "ready"]
-        assert engine.admin("stats").ok
+        # Workers answer these, so they need a descriptor for them.
+        for _ in range(10):
+            assert engine.admin("stats").ok
+
+
+def test_a_killed_worker_comes_back_and_its_sibling_hears_of_it(engine: Engine) -> None:
+    """The successor is introduced by descriptors too."""
+    with engine.peer("worker=1") as peer, ExitStack() as stack:
+        _use_up(engine, stack)
+        pid = engine.kill_worker(0)
+        engine.wait_for_worker(0, pid)
+        for task_id in owned_by(0, "own", 5):
+            peer.post(task_id, "type=url due=4000000000")
