@@ -173,10 +173,13 @@ class Engine:
         """What this start wrote."""
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
 
+    def log_lines(self) -> list[dict[str, Any]]:
+        """All log lines, read."""
+        return [json.loads(line) for line in self.log().split("\n")[:-1] if line.startswith("{")]
+
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log lines of an event."""
-        lines = [line for line in self.log().split("\n")[:-1] if line.startswith("{")]
-        return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+        return [line for line in self.log_lines() if line["event"] == event]
 
     def address(self) -> tuple[str, int]:
         """Where the text RPC is served now."""
