@@ -1,4 +1,4 @@
-"""docs/handover.md, "What a crash leads to": each side dies, or stops, at each step, under load and with a real master.
+"""docs/handover.md, "What a crash leads to": each side dies, or stops, at each step, with a real master.
 
 A worker stops itself at a step (see inject/sitecustomize.py), so that either side can be
 killed just there. One engine goes through all of it.

@@ -3,9 +3,9 @@
 REFRESHD_SYNC_FAILS=FILE   while FILE is there, every fsync and fdatasync of a worker fails with EIO:
                            by a seccomp filter, so that SQLite meets the error where a disk would give it.
                            A worker that once saw FILE keeps failing; the next one starts afresh.
-REFRESHD_STEPS=FOLDER      a worker that comes to a step of a hand-over for which there is a file of that name
-                           in FOLDER (refreshd/worker/handover/steps.py has them) takes the file away, leaves one
-                           named STEP.PID, and stops by SIGSTOP: it then can be killed there, or the other side.
+REFRESHD_STEPS=FOLDER      a worker that comes to a step of a hand-over (refreshd/worker/handover/steps.py)
+                           for which there is a file of that name in FOLDER renames it to STEP.PID and stops
+                           by SIGSTOP: then it, or the other side, can be killed there.
 REFRESHD_CONSTANTS=JSON    other values for constants: {"refreshd.worker.proxies": {"OFFLINE_AFTER_MS": 3000}}
 """
 
