@@ -236,6 +236,11 @@ class Engine:
 
         wait_until(whole, "the engine is whole", 60)
 
+    def fds(self) -> int:
+        """Descriptors of the master and its children."""
+        assert self.process is not None
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.process.pid, *self.pids()))
+
     def pid_of(self, slot: int) -> int:
         return int(self.admin("list_workers").rows[slot]["pid"])
 
