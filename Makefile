@@ -1,4 +1,4 @@
-# make install | run | demo | test | bench | format | lock | clean
+# make install | run | demo | test | bench | soak | format | lock | clean
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,13 +6,14 @@ CODE := $(wildcard wire refreshd proxyd tools)
 SYSTEM_PACKAGES := tools/setup/system-packages.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test bench format lock clean
+.PHONY: help install run demo test bench soak format lock clean
 
 help:
 	@echo 'make demo     start engine, agent, origin and cache, show a refresh and a prefetch, stop'
 	@echo 'make run      the same, and stay up to be played with'
 	@echo 'make install  .venv with refreshd, proxyd and refreshctl'
 	@echo 'make test     lint, types and tests (installs Varnish and Traffic Server where it may)'
+	@echo 'make soak     10 minutes of load, reloads, upgrades and kills, checked at the end (SOAK_ARGS=--quick: less)'
 	@echo 'make bench    the figures; make format: ruff format; make lock: pin the libraries anew; make clean'
 
 install: .venv/.installed
@@ -40,6 +41,9 @@ test: .venv/.test-installed
 bench: .venv/.installed
 	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server
 	@exec $(BIN)/python -m tools.bench $(BENCH_ARGS)
+
+soak: .venv/.installed
+	@exec $(BIN)/python -m tools.soak $(SOAK_ARGS)
 
 format: .venv/.test-installed
 	$(BIN)/ruff check --fix .

@@ -25,7 +25,7 @@ from typing import Any, Self
 import psutil
 
 from tests.peer.fake_proxy import FakeProxy
-from tests.peer.raw import Peer, Reply
+from tests.peer.raw import Gone, Peer, Reply
 from tests.peer.waiting import PATIENCE_S, UNIT_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,8 @@ class Engine:
     `settings` are lines of `[engine]`, `more` is TOML behind it, `proxies` the
     listed fleet: names, or whole `[[proxy]]` bodies. `environment` and `constants`
     (module → name → value) are for the workers, see faults/inject. `before` is a
-    command that runs the program, `fds` are descriptors that it inherits.
+    command that runs the program, `root` the folder whose code it is, `fds` are
+    descriptors that it inherits.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Engine:
         constants: Mapping[str, Mapping[str, int]] | None = None,
         before: Iterable[str] = (),
         fds: Iterable[int] = (),
+        root: Path = ROOT,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="refreshd-test-"))
         self.data = self.folder / "data"
@@ -73,6 +75,7 @@ class Engine:
             self._environment["REFRESHD_CONSTANTS"] = json.dumps(constants or {})
         self._before = list(before)
         self._fds = list(fds)
+        self._root = root
         self._starts = 0
 
     # ── starting and ending ───────────────────────────────────────────────────────────────
@@ -109,7 +112,7 @@ class Engine:
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [*self._before, sys.executable, "-W", "error", "-m", "refreshd", "--config", str(config)],
-                cwd=ROOT,
+                cwd=self._root,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -137,6 +140,32 @@ class Engine:
         """Starts it again on the same data; whatever still runs is killed first."""
         self.kill_all()
         return self.start()
+
+    # ── reloads and upgrades ──────────────────────────────────────────────────────────────
+
+    def begin(self, verb: str) -> str:
+        """Asks for a `reload` or an `upgrade`; its number."""
+        reply = self.admin(verb)
+        assert reply.ok, reply.fields
+        return reply["operation"]
+
+    def outcome(self, number: str) -> Reply:
+        """What became of it, once it is over. The master may be executing itself anew meanwhile."""
+
+        def over() -> Reply | None:
+            try:
+                reply = self.admin(f"operation operation={number}")
+            except (Gone, OSError):
+                return None
+            return reply if reply["state"] in ("done", "failed") else None
+
+        return wait_until(over, f"operation {number} is over", 60)
+
+    def roll(self, verb: str = "reload") -> Reply:
+        """New workers (for an `upgrade`, a new master too); all must go well."""
+        outcome = self.outcome(self.begin(verb))
+        assert outcome["state"] == "done", outcome.fields
+        return outcome
 
     # ── faults ────────────────────────────────────────────────────────────────────────────
 
@@ -173,10 +202,13 @@ class Engine:
         """What this start wrote."""
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
 
+    def log_lines(self) -> list[dict[str, Any]]:
+        """All log lines, read."""
+        return [json.loads(line) for line in self.log().split("\n")[:-1] if line.startswith("{")]
+
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log lines of an event."""
-        lines = [line for line in self.log().split("\n")[:-1] if line.startswith("{")]
-        return [entry for entry in map(json.loads, lines) if entry["event"] == event]
+        return [line for line in self.log_lines() if line["event"] == event]
 
     def address(self) -> tuple[str, int]:
         """Where the text RPC is served now."""
@@ -187,6 +219,27 @@ class Engine:
         """One request over the admin socket."""
         with Peer(str(self.data / "admin.sock")) as peer:
             return peer.ask(request)
+
+    def pids(self) -> set[int]:
+        """The master's children that run."""
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children()
+        return {child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE}
+
+    def wait_whole(self) -> None:
+        """Waits until every slot has its ready worker, and there is no other process."""
+
+        def whole() -> bool:
+            rows = self.admin("list_workers").rows
+            ready = {int(row["pid"]) for row in rows if row["state"] == "ready"}
+            return len(rows) == len(ready) == self.workers and self.pids() == ready
+
+        wait_until(whole, "the engine is whole", 60)
+
+    def fds(self) -> int:
+        """Descriptors of the master and its children."""
+        assert self.process is not None
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.process.pid, *self.pids()))
 
     def pid_of(self, slot: int) -> int:
         return int(self.admin("list_workers").rows[slot]["pid"])

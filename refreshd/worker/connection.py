@@ -309,8 +309,11 @@ class Connection(asyncio.Protocol):
         self._paused = stop
         if stop:
             self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
+            return
+        if self._line_since:
+            # The rest of the line may have been waiting all the time that nobody read.
+            self._line_since = self.hub.loop.time()
+        self.transport.resume_reading()
 
     def abort(self) -> None:
         """Closes at once."""
@@ -341,7 +344,7 @@ class Connection(asyncio.Protocol):
 
     def sweep(self, now_s: float) -> None:
         """Closes a connection that is stuck. To be called every few seconds."""
-        if self._line_since and now_s - self._line_since > LINE_PATIENCE_S:
+        if self._line_since and not self._paused and now_s - self._line_since > LINE_PATIENCE_S:
             self._end_with(Refused("bad_line", f"no line end within {LINE_PATIENCE_S:.0f} s"))
         if self.full and now_s - self._full_since > WRITE_PATIENCE_S:
             log.warning("closing a connection that does not read", caller=repr(self.caller))

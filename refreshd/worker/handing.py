@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ _ACCEPT_BURST = 64
 _SLACK = 4
 # When descriptors are used up, accepting rests this long; the backlog keeps who comes meanwhile.
 _REST_S = 0.2
+# Descriptors that are not given to whoever connects: for what siblings hand on, for operators, for a
+# sibling's successor. One that comes when there is none for it is lost.
+_KEPT = 16
 # How long a greeted connection waits for the worker it asked for, while that is being replaced.
 _PATIENCE_S = 5.0
 _RETRY_S = 0.02
@@ -50,6 +54,9 @@ class Handing:
         """The socket on which each sibling is sent what is for it."""
         self._leaving: list[socket.socket] = []
         """Sockets of siblings' predecessors: only read."""
+        self._listens = False
+        self._is_short = False
+        """Whether descriptors were used up when last looked at."""
 
     # ── the listener ──────────────────────────────────────────────────────────────────────
 
@@ -60,10 +67,12 @@ class Handing:
             return
         listener.setblocking(False)
         self._listener = listener
+        self._listens = True
         self._hub.loop.add_reader(listener.fileno(), self._on_connects)
 
     def stop_listening(self) -> None:
         """Accepts no more; the listener stays open for the siblings."""
+        self._listens = False
         if self._listener is not None:
             self._hub.loop.remove_reader(self._listener.fileno())
 
@@ -72,27 +81,46 @@ class Handing:
         if listener is None:
             return
         for _ in range(_ACCEPT_BURST):
+            if self._look_short(listener):
+                self._rest()
+                return
             try:
                 sock, address = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._rest(error)
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.error("accept failed", error=str(error))
+                self._rest()
                 return
             self._take_in(sock, f"{address[0]}:{address[1]}")
 
-    def _rest(self, error: OSError) -> None:
-        """Descriptors or memory are used up: stop asking, instead of being woken again at once."""
-        if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            log.error("accept failed", error=str(error))
-        else:
-            log.warning("no descriptors left, accepting rests", rest_s=_REST_S)
-        self.stop_listening()
-        self._hub.loop.call_later(_REST_S, self._go_on)
+    def _look_short(self, listener: socket.socket) -> bool:
+        """Whether no more than `_KEPT` descriptors are left: the kernel gives the lowest that is free."""
+        try:
+            lowest = os.dup(listener.fileno())
+            os.close(lowest)
+            short = lowest >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _KEPT
+        except OSError:
+            short = True
+        if short and not self._is_short:
+            log.warning("no descriptors left, accepting rests", kept=_KEPT)
+        elif self._is_short and not short:
+            log.info("descriptors are free again, accepting goes on")
+        self._is_short = short
+        return short
 
-    def _go_on(self) -> None:
-        if self._listener is not None and not self._hub.stopping:
-            self._hub.loop.add_reader(self._listener.fileno(), self._on_connects)
+    def _rest(self) -> None:
+        """Stop asking for a while, instead of being woken again at once."""
+        listener = self._listener
+        if listener is not None:
+            self._hub.loop.remove_reader(listener.fileno())
+            self._hub.loop.call_later(_REST_S, self._go_on, listener)
+
+    def _go_on(self, listener: socket.socket) -> None:
+        # Another may have told it meanwhile to stop for good.
+        if self._listens and not self._hub.stopping:
+            self._hub.loop.add_reader(listener.fileno(), self._on_connects)
 
     def _take_in(self, sock: socket.socket, peer: str) -> None:
         with sock:

@@ -1,8 +1,11 @@
-"""FAULTS 1 to 3: kill -9 of a worker, of the master, of everything, under load."""
+"""FAULTS 1 to 4: kill -9 of a worker, of the master, of everything, and a worker that stops, under load."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -40,6 +43,20 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(engine: Engine, ledger:
             engine.wait_for_worker(slot, pid)
             ledger.wait_for(200)
     ledger.settle(engine.address)
+
+
+def test_a_killed_worker_serves_again_within_a_second(engine: Engine) -> None:
+    """Row 1. The best of a few: what the machine does besides must not decide."""
+    took_s = []
+    for number in range(4):
+        slot = number % 2
+        (task_id,) = owned_by(slot, f"again{number}")
+        with engine.peer(f"worker={1 - slot}") as peer:
+            engine.kill_worker(slot)
+            killed_at = time.monotonic()
+            peer.post(task_id)
+            took_s.append(time.monotonic() - killed_at)
+    assert min(took_s) < UNIT_S, took_s
 
 
 def test_while_a_worker_is_replaced_the_other_serves(engine: Engine) -> None:
@@ -138,3 +155,28 @@ def test_a_stop_loses_nothing_and_a_start_with_other_workers_neither(engine: Eng
             engine.workers = workers
             engine.start()
     ledger.settle(engine.address)
+
+
+def test_a_worker_that_stops_is_killed_and_replaced_and_writes_nothing_more(ledger: Ledger) -> None:
+    """Row 4, with a heartbeat of one second."""
+    with (
+        Engine(proxies=PROXIES, settings="heartbeat_timeout_s = 1") as engine,
+        engine.proxy("p1", on_effect=ledger.effect),
+        engine.proxy("p2", on_effect=ledger.effect),
+    ):
+        with Load(engine.address, ledger):
+            ledger.wait_for(200)
+            pid = engine.pid_of(0)
+            os.kill(pid, signal.SIGSTOP)
+            engine.wait_for_worker(0, pid)
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            ledger.wait_for(200)
+        # Its successor was not even started before it was gone.
+        about = [line for line in engine.log_lines() if line.get("slot") == 0 and line["role"] == "master"]
+        events = [(line["event"], line["pid"] == pid) for line in about]
+        ended = events.index(("worker ended", True))
+        assert ("worker killed", True) in events[:ended]
+        assert ("worker started", False) in events[ended:]
+        assert ("worker started", False) not in events[:ended]
+        ledger.settle(engine.address)

@@ -41,6 +41,8 @@ class FakeProxy:
         self.name = name
         self.effects: dict[str, int] = {}
         """Task id → how often it was pushed."""
+        self.gone = 0
+        """Connections that were lost, or refused."""
         self.faults: list[str] = []
         self._address = address
         self._greeting = greeting
@@ -85,6 +87,7 @@ class FakeProxy:
                     self._greet(peer, worker)
                     self._serve(peer, worker)
             except (Gone, OSError):
+                self.gone += not self._end.is_set()
                 self._peers.pop(worker, None)
                 self._end.wait(_RETRY_S)
             except Exception as error:

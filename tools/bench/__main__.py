@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.bench import accept, endtoend, fanout, memory, micro, peers
+from tools.bench import accept, endtoend, fanout, handover, memory, micro, peers
 from tools.bench.errors import BenchError
 from tools.bench.report import Row, table, verdicts, write
+from tools.soak.errors import SoakError
 
 BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "accept": accept.run,
     "fanout": fanout.run,
     "endtoend": endtoend.run,
     "memory": memory.run,
+    "handover": handover.run,
     "peers": peers.run,
     "micro": micro.run,
 }
@@ -47,7 +49,7 @@ def _run(names: list[str], quick: bool) -> tuple[list[Row], bool]:
         began = time.perf_counter()
         try:
             rows += BENCHES[name](quick)
-        except (BenchError, OSError) as error:
+        except (BenchError, SoakError, OSError) as error:
             failed = True
             print(f"{name}: {error!r}", file=sys.stderr)
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)

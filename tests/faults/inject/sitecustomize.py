@@ -3,6 +3,9 @@
 REFRESHD_SYNC_FAILS=FILE   while FILE is there, every fsync and fdatasync of a worker fails with EIO:
                            by a seccomp filter, so that SQLite meets the error where a disk would give it.
                            A worker that once saw FILE keeps failing; the next one starts afresh.
+REFRESHD_STEPS=FOLDER      a worker that comes to a step of a hand-over (refreshd/worker/handover/steps.py)
+                           for which there is a file of that name in FOLDER renames it to STEP.PID and stops
+                           by SIGSTOP: then it, or the other side, can be killed there.
 REFRESHD_CONSTANTS=JSON    other values for constants: {"refreshd.worker.proxies": {"OFFLINE_AFTER_MS": 3000}}
 """
 
@@ -12,6 +15,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import struct
 import sys
 import threading
@@ -47,7 +51,22 @@ def _watch(path: str) -> None:
         file.write(f"{os.getpid()}\n")
 
 
+def _stop_at(folder: str) -> None:
+    def reached(step: str) -> None:
+        try:
+            # Whoever comes first has it.
+            os.rename(os.path.join(folder, step), os.path.join(folder, f"{step}.{os.getpid()}"))
+        except FileNotFoundError:
+            return
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    importlib.import_module("refreshd.worker.handover.steps").reached = reached
+
+
 if "refreshd.worker" in sys.orig_argv:
+    # First of all, as others import the function.
+    if _path := os.environ.get("REFRESHD_STEPS"):
+        _stop_at(_path)
     for _module, _values in json.loads(os.environ.get("REFRESHD_CONSTANTS", "{}")).items():
         for _name, _value in _values.items():
             setattr(importlib.import_module(_module), _name, _value)
