@@ -146,8 +146,7 @@ class LinkSession:
 
     def freeze(self) -> FrozenSession:
         """What `thaw` needs. Nothing is changed. It must have been greeted."""
-        part = self._reader.take_rest()
-        self._reader.feed(part)
+        part = self._reader.rest
         draining = self.state is LinkState.DRAINING
         waiting = [asked.encode() if isinstance(asked, str) else asked for asked in self._waiting]
         return FrozenSession(self.line_max, draining, part, waiting)
