@@ -327,6 +327,8 @@ class Hub:
         """The successor is gone: takes back what it was given. Raises: StoreError."""
         giver, self.giver = self.giver, None
         if giver is None:
+            # It had not begun.
+            self.say(control.Resumed(0, 0))
             return
         await giver.give_up()
         self.handing.forget(SUCCESSOR)
@@ -337,6 +339,8 @@ class Hub:
         """The predecessor is gone: takes what it had still to give. Raises: StoreError."""
         taker, self.taker = self.taker, None
         if taker is None:
+            # It had all there was.
+            self.say(control.Resumed(0, 0))
             return
         self.handing.forget(PREDECESSOR)
         await take_back(self, taker.predecessor_is_gone(), PREDECESSOR)

@@ -22,7 +22,7 @@ from tests.faults.ledger import Ledger, Load
 from tests.peer.raw import owned_by
 
 PROXIES = ("p1", "p2")
-LATE = frozenset({"connection", "ended", "adopting", "ending"})
+LATE = frozenset({"moving", "listening", "connection", "adopting", "ended", "ending"})
 """Steps at which connections may have moved: the new worker's death costs some."""
 
 
