@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from wire.errors import BadLine
 from wire.lines import parse
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -32,10 +33,24 @@ def wait_until(condition: Callable[[], Value | None], what: str) -> Value:
 
 
 class Engine:
-    """A master process. Use as a context manager: nothing of it survives."""
+    """A master process. Use as a context manager: nothing of it survives.
 
-    def __init__(self, folder: Path, *, workers: int = 2, settings: str = "", **timing: float) -> None:
+    `tree` is where its code is; `command` runs it, if not the one of `run_master`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int = 2,
+        settings: str = "",
+        tree: Path = ROOT,
+        command: tuple[str | Path, ...] = (sys.executable, "-m", "tests.refreshd.master.run_master"),
+        **timing: float,
+    ) -> None:
         self.folder = folder
+        self.tree = tree
+        self.command = command
         self.data = folder / "data"
         self.fakes = folder / "fakes"
         self.fakes.mkdir(parents=True, exist_ok=True)
@@ -81,8 +96,8 @@ class Engine:
         self.log_path = self.folder / f"log-{self._started}"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.refreshd.master.run_master", "--config", self.config],
-                cwd=ROOT,
+                [*self.command, "--config", self.config],
+                cwd=self.tree,
                 env={
                     **os.environ,
                     "FAKE_WORKERS": str(self.fakes),
@@ -181,7 +196,11 @@ class Engine:
         """How an operation ended, once it has."""
 
         def over() -> dict[str, str] | None:
-            answer = self.request(f"operation operation={number}")
+            try:
+                answer = self.request(f"operation operation={number}")
+            except (OSError, BadLine):
+                # An upgrade may cut a connection to the master.
+                return None
             return answer if answer["state"] in ("done", "failed") else None
 
         outcome = wait_until(over, f"operation {number} is over")
