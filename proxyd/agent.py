@@ -138,7 +138,7 @@ class Agent:
         if carried is None:
             await wait_until(lambda: self.links.serving, READY_AFTER_S)
         else:
-            await wait_until(lambda: self.links.serving >= len(carried.fds), READY_AFTER_S)
+            await wait_until(lambda: self.links.resumed, READY_AFTER_S)
             self.log.info(
                 "upgraded", generation=self.generation, code=__version__, before=carried.code,
                 links=len(carried.fds), tasks=sum(len(slot.tasks) for slot in carried.slots),

@@ -55,11 +55,14 @@ class Engine:
         return {*self.slots, *self.leaving, *(self._fresh or ())}
 
     def start(self) -> None:
-        """Begins with worker 0, whose greeting tells how many there are."""
-        self._resize(1)
+        """Begins with what was resumed, or with worker 0, whose greeting tells how many there are."""
+        for slot in self.slots:
+            slot.start()
+        if not self.slots:
+            self._resize(1)
 
     def resume(self, slots: list[CarriedSlot]) -> None:
-        """Begins with the slots that the code before this had."""
+        """Has the slots that the code before this had; nothing is begun before `start`."""
         for slot in sorted(slots, key=lambda slot: slot.worker):
             self.slots.append(Slot.resume(self, slot, self.links.settings.secret))
 
@@ -127,7 +130,7 @@ class Engine:
         while len(self.slots) > workers:
             self._let_go(self.slots.pop(), self.slots[0])
         while len(self.slots) < workers:
-            self.slots.append(Slot(self, len(self.slots), self.links.settings))
+            self.slots.append(Slot(self, len(self.slots), self.links.settings).start())
         self.links.count_slots()
 
     # ── replacing slots ───────────────────────────────────────────────────────────────────
@@ -150,7 +153,7 @@ class Engine:
         """Replaces a slot; returns whether its place is taken by one that greets with what holds now."""
         if not old.serving:
             return self.replace_if_outdated(old)
-        fresh = Slot(self, old.worker, self.links.settings)
+        fresh = Slot(self, old.worker, self.links.settings).start()
         self._why_not = f"no credit within {RENEW_S:g} s"
         self._fresh = (old, fresh)
         try:
@@ -173,7 +176,7 @@ class Engine:
         if self._fresh is not None and self._fresh[0] is slot:
             self._put(slot, self._fresh[1])
         else:
-            self._put(slot, Slot(self, slot.worker, self.links.settings))
+            self._put(slot, Slot(self, slot.worker, self.links.settings).start())
         return True
 
     def _put(self, old: Slot, fresh: Slot) -> None:

@@ -39,6 +39,7 @@ class Links:
         self.stopping = False
         self._held = False
         self._still = False
+        self._resumed: list[Slot] = []
         self._engines: dict[tuple[str, int], Engine] = {}
         self._leaving: dict[asyncio.Task[None], Engine] = {}
         self._settling = asyncio.Lock()
@@ -68,17 +69,17 @@ class Links:
         self.settings = _settings(config)
         self.silence_s = config.silence_s
         self.leave_s = config.stop_timeout_s
-        before, self._engines = self._engines, {}
-        for address in config.engines:
-            kept = before.pop(address, None)
-            self._engines[address] = Engine(self, address) if kept is None else kept
-        for engine in before.values():
-            task = asyncio.get_running_loop().create_task(engine.leave())
-            self._leaving[task] = engine
-            task.add_done_callback(self._leaving.pop)
-        for engine in self._engines.values():
-            if not engine.slots:
-                engine.start()
+        before = self._engines
+        new = [Engine(self, address) for address in config.engines if address not in before]
+        known = before | {engine.configured: engine for engine in new}
+        self._engines = {address: known[address] for address in config.engines}
+        for address, engine in before.items():
+            if address not in self._engines:
+                task = asyncio.get_running_loop().create_task(engine.leave())
+                self._leaving[task] = engine
+                task.add_done_callback(self._leaving.pop)
+        for engine in new:
+            engine.start()
         self.count_slots()
         if self._again is None:
             self._again = asyncio.get_running_loop().create_task(self._settle_again())
@@ -126,13 +127,24 @@ class Links:
         return [slot.carry(by_home.get(slot.outbox, [])) for slot in self._slots()]
 
     def resume(self, slots: list[CarriedSlot]) -> None:
-        """Begins with the links that the code before this had; `apply` is to follow."""
+        """Begins with the links that the code before this had; `apply` is to follow.
+
+        Nothing is begun, and no descriptor taken, before all of it was understood.
+        """
         by_engine: dict[tuple[str, int], list[CarriedSlot]] = {}
         for slot in slots:
             by_engine.setdefault(slot.engine, []).append(slot)
         for address, its_slots in by_engine.items():
             engine = self._engines[address] = Engine(self, address)
             engine.resume(its_slots)
+        for engine in self._engines.values():
+            engine.start()
+        self._resumed = self._slots()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether each link that was carried is in our hands, or was lost."""
+        return all(slot.tried.is_set() for slot in self._resumed)
 
     # ── all of them ───────────────────────────────────────────────────────────────────────
 

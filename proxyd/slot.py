@@ -44,7 +44,7 @@ DRAIN_S = 10.0
 
 
 class Slot:
-    """Keeps one connection up for as long as the engine has this worker."""
+    """Keeps one connection up, once started, for as long as the engine has this worker."""
 
     def __init__(
         self, engine: Engine, worker: int, settings: LinkSettings, carried: CarriedLink | None = None
@@ -62,7 +62,12 @@ class Slot:
         self._leaving = False
         self._carried = carried
         """A connection that the code before this has greeted, until it is taken over."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> Slot:
+        """Begins to connect, or takes over a carried connection."""
         self._task = self._loop.create_task(self._keep_up())
+        return self
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -122,8 +127,9 @@ class Slot:
             # An engine that does not read shall not keep us.
             await asyncio.wait([self._loop.create_task(link.gone.wait())], timeout=STOP_TIMEOUT_S)
             link.end(LinkBroken("closed by this agent"))
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
     # ── crossing an upgrade ───────────────────────────────────────────────────────────────
 
@@ -145,7 +151,7 @@ class Slot:
 
     @classmethod
     def resume(cls, engine: Engine, slot: CarriedSlot, secret: bytes) -> Slot:
-        """The slot that the code before this had, with all that it owed."""
+        """The slot that the code before this had, with all that it owed; to be started."""
         made = cls(engine, slot.worker, slot.settings.read(secret), slot.link)
         made.outbox.restore(slot.reports)
         for task in slot.tasks:

@@ -90,6 +90,23 @@ def test_the_same_bytes_in_any_pieces(sizes: list[int]) -> None:
     assert session.asked == 0
 
 
+@given(st.lists(st.integers(0, len(STREAM)), max_size=4))
+def test_a_session_can_be_frozen_between_any_two_bytes(places: list[int]) -> None:
+    session = served()
+    session.beat({})
+    session.report([b"report state=done -- x\n"], [])
+    events: list[s.Event] = []
+    at = 0
+    for place in [*sorted(places), len(STREAM)]:
+        events += session.feed(STREAM[at:place])
+        at = place
+        frozen = session.freeze()
+        assert session.freeze() == frozen
+        session = LinkSession.thaw(frozen)
+    assert events == EVENTS
+    assert (session.state, session.asked, session.line_max) == (LinkState.DRAINING, 0, 4096)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_events_or_a_broken_link(data: bytes) -> None:
     session = served()

@@ -11,7 +11,7 @@ import pytest
 from tests.driver import Engine
 from tests.faults.ledger import Ledger, Load
 from tests.proxyd.fake_cache import FakeCache
-from tools.servers import Agent, wait_until
+from tools.servers import Agent, Origin, Varnish, wait_until
 
 TIMEOUT_S = 20.0
 # Between two changes: enough that each falls into the stream.
@@ -90,3 +90,61 @@ def test_a_new_name_and_back_under_load() -> None:
     # To the engine the other name is another proxy: what pop1 has not done waits for pop1.
     with stage("type=url scope=pop1") as running:
         running.there_and_back('name = "pop1"', 'name = "pop2"')
+
+
+def upgrade(agent: Agent, ledger: Ledger) -> None:
+    """The agent runs the code on disk, amid the stream."""
+    before = len(agent.logged("upgraded"))
+    agent.signal(signal.SIGUSR2)
+    wait_until(lambda: len(agent.logged("upgraded")) > before, TIMEOUT_S, "the upgrade")
+    assert agent.logged("upgraded")[-1]["links"] == 2
+    ledger.wait_for(TASKS_BETWEEN)
+
+
+def test_upgrades_under_load_close_no_connection() -> None:
+    with stage() as running:
+        for _ in range(3):
+            upgrade(running.agent, running.ledger)
+        assert running.agent.process is not None
+        assert running.agent.process.poll() is None
+        connected = running.engine.logged("proxy connected")
+        assert len(connected) == 2, "no link has greeted again"
+
+
+def test_an_upgrade_and_a_reload_in_one_go_under_load() -> None:
+    with stage() as running:
+        running.agent.configure(('group = "default"', 'group = "eu"'))
+        running.agent.signal(signal.SIGHUP)
+        upgrade(running.agent, running.ledger)
+
+
+def test_a_killed_agent_loses_nothing() -> None:
+    with stage() as running:
+        assert running.agent.process is not None
+        running.agent.signal(signal.SIGUSR2)
+        wait_until(lambda: running.agent.logged("upgrade begins"), TIMEOUT_S, "the upgrade begins")
+        running.agent.process.kill()
+        running.agent.wait()
+        running.agent.run()
+        running.ledger.wait_for(TASKS_BETWEEN)
+
+
+@pytest.mark.needs("varnishd")
+def test_prefetches_through_a_real_varnish_survive_upgrades(varnish: Varnish, origin: Origin) -> None:
+    """What is under way is cut by each upgrade and begun again: in the end the origin was asked for all."""
+    ledger = Ledger([])
+    with Engine(workers=2) as engine:
+        host, port = engine.address()
+        with Agent([f"{host}:{port}"], [("v1", "varnish", varnish.address)]) as agent:
+            wait_until(lambda: len(agent.logged("link up")) == 2, TIMEOUT_S, "both links")
+            with Load(engine.address, ledger, clients=1, batch=1, terms="type=prefetch"):
+                for _ in range(2):
+                    ledger.wait_for(TASKS_BETWEEN)
+                    upgrade(agent, ledger)
+            ledger.settle(engine.address)
+            with engine.peer() as peer:
+                peer.write(*[f"get_task task_id={task_id}" for task_id in ledger.acknowledged])
+                states = {reply["state"] for reply in peer.replies(len(ledger.acknowledged))}
+            assert states == {"complete"}
+            asked = {path.removeprefix(b"/").decode() for _, path in origin.asked}
+            assert ledger.acknowledged.keys() - asked == set()

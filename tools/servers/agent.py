@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ class Agent(Server):
     """`proxyd` for some engines ("HOST:PORT") and caches (name, kind, "HOST:PORT").
 
     `more` is TOML that follows [agent], `settings` are lines in it. `log_lines` gives its log, parsed.
+    `root` is where its code is, `environment` what stands in its environment besides.
     """
 
     name = "proxyd"
@@ -34,9 +35,13 @@ class Agent(Server):
         settings: str = "",
         more: str = "",
         python: str = sys.executable,
+        root: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._python = python
+        self._root = root
+        self._more_environment = dict(environment or {})
         self.config = f'[agent]\nname = "{name}"\ngroup = "{group}"\nlayer = {layer}\n'
         self.config += f"engines = {json.dumps(list(engines))}\n{settings}\n{more}\n"
         for cache, kind, address in caches:
@@ -56,7 +61,8 @@ class Agent(Server):
         return [self._python, "-W", "error", "-m", "proxyd", "--config", config]
 
     def _environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+        paths = os.pathsep.join(filter(None, [str(self._root), os.environ.get("PYTHONPATH")]))
+        return {"PYTHONPATH": paths, **self._more_environment}
 
     def _is_ready(self) -> bool:
         return '"agent started"' in self.log()

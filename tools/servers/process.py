@@ -58,7 +58,7 @@ class Server:
         """Runs the server and waits until it serves. Raises: ServerFailed."""
         self.folder = Path(tempfile.mkdtemp(prefix=f"refreshd-{self.name}-"))
         try:
-            self._run()
+            self.run()
             self._wait_ready()
         except BaseException:
             self.stop()
@@ -80,7 +80,8 @@ class Server:
         text = path.read_text(errors="replace") if path.exists() else ""
         return text[-LOG_TAIL_CHARS:]
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Runs the program in its folder, for the first time or again; returns at once."""
         environment = {**os.environ, "PATH": SEARCH_PATH, **self._environment()}
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
