@@ -58,13 +58,16 @@ async def rehearse(command: list[str]) -> None:
     """Runs the code on disk with the configuration on disk, without engines. Raises: UpgradeRefused."""
     environ = {**os.environ}
     environ.pop("NOTIFY_SOCKET", None)
-    child = await asyncio.create_subprocess_exec(
-        *command,
-        env=environ,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *command,
+            env=environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        raise UpgradeRefused(f"the new code cannot be run: {error.strerror} ({command[0]})") from None
     said = bytearray()
     try:
         async with asyncio.timeout(REHEARSAL_S):
