@@ -113,3 +113,19 @@ def test_a_reload_that_is_refused_has_an_end_too(manager: Manager) -> None:
         manager.wait_for("READY", 2)
         assert manager.states() == ["READY=1", "RELOADING=1", "READY=1"]
         assert any("no_such_setting" in told.text for told in manager.told("STATUS"))
+
+
+def test_an_upgrade_is_a_reload_to_systemd_and_the_watchdog_is_fed_by_the_new_code(manager: Manager) -> None:
+    with Engine(environment=manager.environment) as engine:
+        manager.wait_for("READY")
+        assert engine.process is not None
+        engine.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: "STATUS=up; upgrade 1 done" in manager.told("STATUS")[-1].text, "its outcome")
+        # The new code says once more that a reload runs, as it does not know what the old one said.
+        assert [state for state, _ in itertools.groupby(manager.states())] == [
+            "READY=1",
+            "RELOADING=1",
+            "READY=1",
+        ]
+        manager.wait_for("WATCHDOG", len(manager.told("WATCHDOG")) + 2)
+        assert engine.stop() == 0

@@ -67,9 +67,9 @@ def test_engine_and_agent_live_in_it(tmp_path: Path) -> None:
                 wait_until(lambda: peer.ask(post).ok, "a proxy that serves it")
                 wait_until(lambda: peer.ask("get_task task_id=t1")["state"] == "failed", "the task's end")
             engine.wait_for_worker(0, other_than=engine.kill_worker(0))
-            # The file has not changed: every worker is replaced, with its tasks and connections.
-            assert engine.admin("reload").ok
-            over = wait_until(lambda: ended(engine.admin("operation")), "the reload's end")
+            # The master rehearses, executes itself, and hands all that a worker has to another.
+            assert engine.admin("upgrade").ok
+            over = wait_until(lambda: ended(engine.admin("operation")), "the upgrade's end")
             assert (over["state"], over["why"].split("; ")[-1]) == ("done", "2 workers rolled")
             assert all(int(row["mem"]) > 0 for row in engine.admin("list_workers").rows)
         assert engine.stop() == 0
