@@ -341,6 +341,15 @@ class Mesh:
             for frame in kept.frames:
                 to.write(frame)
 
+    def thaw_here(self) -> None:
+        """What was FROZEN is this worker's again: it does itself what was kept."""
+        kept = self.siblings.get(FROZEN)
+        self.hold(FROZEN)
+        if isinstance(kept, _Kept):
+            here = _Here(self, HELD)
+            for frame in kept.frames:
+                here.take(frame)
+
     def hold(self, slot: int) -> None:
         """What is gone for good (or FROZEN) has not answered waits for `ask_held`."""
         if slot == FROZEN:

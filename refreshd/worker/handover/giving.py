@@ -33,8 +33,11 @@ COPY_AHEAD_BYTES = 1 << 20
 STEP_TASKS = 4_096
 # Tasks whose state is sent by one turn of the loop: 3 ms here, and 2 ms there.
 SEND_TASKS = 1_000
-# A freeze waits for a commit. One that takes longer means that the store does not write.
-FREEZE_S = 3.0
+# A freeze waits for a commit. When that takes longer, the shards are served again for a moment, and so
+# often; then the store is taken not to write.
+FREEZE_S = 1.0
+REST_S = 0.3
+FREEZES = 15
 _POLL_S = 0.002
 
 Watchers = list[tuple[bytes, list[tuple[int, int]]]]
@@ -109,21 +112,10 @@ class ShardGiver:
 
     async def _give(self, step: list[int]) -> None:
         """Freezes some shards, sends their tasks' state, and passes on what comes for them from then on."""
-        # What was accepted since the copying is copied while it is served, so that the freeze is short.
-        await self._copy(self._copier.take_new(step))
-        # What comes for the step's shards waits until the successor has read the step: it must not be behind.
-        await self.talk.synced()
         hub = self.hub
-        frozen_at = time.monotonic()
-        hub.mesh.freeze()
-        hub.shards.give(step, FROZEN)
+        frozen_at = await self._freeze(step)
         reached("frozen")
-        try:
-            async with asyncio.timeout(FREEZE_S):
-                await self._settled(step)
-                ids = await self._take_ids(step)
-        except TimeoutError:
-            raise CannotGive(f"the store did not commit within {FREEZE_S:g} s") from None
+        ids = await self._take_ids(step)
         watches = await self._send_state(step)
         self.talk.send(frames.Owned(step, ids, watches))
         hub.shards.give(step, self.talk.slot)
@@ -132,14 +124,42 @@ class ShardGiver:
         await self.talk.synced()
         self.longest_freeze_s = max(self.longest_freeze_s, time.monotonic() - frozen_at)
 
+    async def _freeze(self, step: list[int]) -> float:
+        """Freezes shards, with nothing of them on its way into the store or out of it. Returns when.
+
+        A store that is slow just now is given time, the shards being served meanwhile.
+        """
+        hub = self.hub
+        for _ in range(FREEZES):
+            # What was accepted since the copying is copied while it is served: the freeze is short.
+            await self._copy(self._copier.take_new(step))
+            # What comes for the shards waits until the other worker has read them: it must not be behind.
+            await self.talk.synced()
+            # The commit that a freeze waits for is short right behind another.
+            await self._committed(step)
+            frozen_at = time.monotonic()
+            hub.mesh.freeze()
+            hub.shards.give(step, FROZEN)
+            try:
+                async with asyncio.timeout(FREEZE_S):
+                    await self._settled(step)
+            except TimeoutError:
+                hub.shards.give(step, hub.shards.slot)
+                hub.mesh.thaw_here()
+                await asyncio.sleep(REST_S)
+            else:
+                return frozen_at
+        raise CannotGive(f"the store did not commit within {FREEZE_S:g} s, {FREEZES} times")
+
+    async def _committed(self, step: list[int]) -> None:
+        for lane in {self.hub.shards.lane_by_shard[shard] for shard in step}:
+            await self.hub.committed(lane)
+
     async def _settled(self, step: list[int]) -> None:
         """Waits until no task of these shards is on its way into the store, or out of it."""
-        lanes = {self.hub.shards.lane_by_shard[shard] for shard in step}
-        for lane in lanes:
-            await self.hub.committed(lane)
+        await self._committed(step)
         while not self._copier.is_settled(step):
-            for lane in lanes:
-                await self.hub.committed(lane)
+            await self._committed(step)
 
     async def _take_ids(self, step: list[int]) -> list[IdEntry]:
         ids: list[IdEntry] = []
@@ -183,10 +203,11 @@ class ShardGiver:
         hub = self.hub
         hub.engine.on_saved = None
         step = hub.shards.with_owner(FROZEN)
-        hub.mesh.hold(FROZEN)
         if not self._is_partly_sent:
             hub.shards.give(step, hub.shards.slot)
+            hub.mesh.thaw_here()
             return
+        hub.mesh.hold(FROZEN)
         for task in self._copier.tasks(step):
             hub.engine.release(task)
         hub.shards.give(step, self.talk.slot)
