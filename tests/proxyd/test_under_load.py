@@ -118,6 +118,14 @@ def test_an_upgrade_and_a_reload_in_one_go_under_load() -> None:
         upgrade(running.agent, running.ledger)
 
 
+def test_an_engine_that_is_upgraded_under_load_is_not_noticed() -> None:
+    with stage() as running:
+        running.engine.roll("upgrade")
+        running.ledger.wait_for(TASKS_BETWEEN)
+        assert len(running.agent.logged("link up")) == 2
+        upgrade(running.agent, running.ledger)
+
+
 def test_a_killed_agent_loses_nothing() -> None:
     with stage() as running:
         assert running.agent.process is not None
