@@ -99,9 +99,11 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def _is_dead(pid: int) -> bool:
+    """Whether none of its threads is left: only then are its descriptors closed."""
     try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        threads = len(os.listdir(f"/proc/{pid}/task"))
+        return threads <= 1 and psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, FileNotFoundError):
         return True
 
 
