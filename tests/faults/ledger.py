@@ -93,7 +93,8 @@ class Ledger:
 class Load:
     """Clients that post in batches without end, and go on after whatever happens. A context manager.
 
-    A batch whose replies did not come is sent again, with the same ids.
+    A batch whose replies did not come is sent again, with the same ids. `pause_s`: between two batches.
+    Ids begin with `stem`: two loads of one engine need two.
     """
 
     def __init__(
@@ -104,7 +105,11 @@ class Load:
         clients: int = 3,
         batch: int = 20,
         terms: str = "type=url",
+        pause_s: float = 0.0,
+        stem: str = "l",
     ) -> None:
+        self.served: set[int] = set()
+        """Clients that were answered."""
         self.gone = 0
         """Connections that were lost."""
         self.faults: list[str] = []
@@ -112,6 +117,9 @@ class Load:
         self._ledger = ledger
         self._batch = batch
         self._terms = terms
+        self._clients = clients
+        self._pause_s = pause_s
+        self._stem = stem
         self._end = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
 
@@ -126,14 +134,20 @@ class Load:
             thread.join()
         assert not self.faults, self.faults
 
+    def wait_for_all(self) -> None:
+        """Waits until every client has a connection and is served."""
+        wait_until(lambda: len(self.served) == self._clients, "every client is served")
+
     def _run(self, client: int) -> None:
         number = 0
         while not self._end.is_set():
             try:
                 with Peer(self._address(), PATIENCE_S) as peer:
                     while not self._end.is_set():
-                        self._post(peer, [f"l{client}.{number}.{i}" for i in range(self._batch)])
+                        self._post(peer, [f"{self._stem}{client}.{number}.{i}" for i in range(self._batch)])
                         number += 1
+                        self.served.add(client)
+                        self._end.wait(self._pause_s)
             except (Gone, OSError):
                 self.gone += 1
                 self._end.wait(_RETRY_S)
