@@ -273,8 +273,8 @@ class Connection(asyncio.Protocol):
             log.warning("closing a connection that does not read", caller=repr(self.caller))
             self.abort()
             return
-        if _is_final(data):
-            self.caller.watching.pop(data[_ID_AT : data.find(b" ", _ID_AT)], None)
+        if data.startswith(b"!state ") and not self._is_watched(data):
+            return
         if not self._watch_turns:
             self.send(data)
             if self._at_end and self._is_over():
@@ -289,6 +289,19 @@ class Connection(asyncio.Protocol):
         self._pending += 1
         self._turns.append(turn)
         turn.release()
+
+    def _is_watched(self, push: bytes) -> bool:
+        """Whether the task of a `!state` push is watched here still; its final state is the last.
+
+        During a hand-over an earlier push can come by a longer way than a later one.
+        """
+        task_id = push[_ID_AT : push.find(b" ", _ID_AT)]
+        watching = self.caller.watching
+        if task_id not in watching:
+            return False
+        if _is_final(push):
+            del watching[task_id]
+        return True
 
     def _end_with(self, refused: Refused) -> None:
         """The last reply, behind all earlier ones; then the connection is closed."""

@@ -7,6 +7,7 @@
     PUSHES   number of a connection, lines to be written there
     RELAY    proxy name, lines for it: `!task …` and `!cancel …`
     TELL     one line between workers; the table of these is in `siblings.py`
+    VIA      slot of a sibling, connection, lines for it: from a successor that does not reach it yet
     LAST     nothing more is pushed or asked on this stream: the rest comes on another
     HAND     a step of the hand-over (handover/frames.py), between a worker and its successor
 
@@ -37,14 +38,14 @@ from typing import Protocol, cast
 
 import structlog
 
-from refreshd.shard import FROZEN, HELD, SUCCESSOR
+from refreshd.shard import FROZEN, HELD, PREDECESSOR, SUCCESSOR
 from refreshd.worker.turns import Turn
 from wire.errors import Refused
 
 log = structlog.get_logger()
 
 _HEADER = struct.Struct("<IBQ")
-REQUEST, REPLY, PUSHES, RELAY, TELL, LAST, HAND = range(7)
+REQUEST, REPLY, PUSHES, RELAY, TELL, LAST, HAND, VIA = range(8)
 _PLAIN = 0x10
 FRAME_MAX_BYTES = 64 << 20
 # 50,000 lines of 350 bytes are 17 MB kept for a sibling that is being replaced.
@@ -176,6 +177,9 @@ class Sibling(asyncio.Protocol):
                 owner.mesh_tell(self.slot, payload)
             case k if k == LAST:
                 self.mesh.ended(self)
+            case k if k == VIA:
+                to, _, lines_ = payload.partition(b"\n")
+                self.mesh.push(int(to), number, lines_)
             case k if k == HAND:
                 owner.mesh_hand(self.slot, payload)
             case _:
@@ -393,6 +397,8 @@ class Mesh:
         sibling = self.siblings.get(slot)
         if sibling is not None:
             sibling.send(PUSHES, connection, data)
+        elif PREDECESSOR in self.siblings:
+            self.siblings[PREDECESSOR].send(VIA, connection, b"%d\n%b" % (slot, data))
 
     def relay(self, slot: int, name: str, data: bytes) -> None:
         """Push lines for a proxy that is connected to a sibling."""

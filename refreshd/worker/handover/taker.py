@@ -18,7 +18,8 @@ import structlog
 
 from refreshd.shard import PREDECESSOR
 from refreshd.task import State
-from refreshd.worker.connection import PUSHES_MAX_BYTES, Connection
+from refreshd.worker.callers import WATCHES_MAX
+from refreshd.worker.connection import Connection
 from refreshd.worker.handover import connections, frames
 from refreshd.worker.handover.steps import reached
 from refreshd.worker.handover.taking import ShardTaker
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from refreshd.worker.hub import Hub
 
 log = structlog.get_logger()
+
+
+# Lines that are kept for one connection: as many tasks as it may watch, and each in two states.
+PUSHES_MAX = 2 * WATCHES_MAX
 
 
 class Phase(enum.Enum):
@@ -54,7 +59,7 @@ class Taker:
         self._listener = listener
         self._talk = Talk(hub, PREDECESSOR)
         self._shards = ShardTaker(hub, self._talk)
-        self._pushes: defaultdict[int, bytearray] = defaultdict(bytearray)
+        self._pushes: defaultdict[int, list[bytes]] = defaultdict(list)
         """Lines for connections that are on their way here."""
         self._relayed: defaultdict[str, list[tuple[int, bytes]]] = defaultdict(list)
         """Siblings' pushes for proxies whose connections are; each has RELAY_CREDIT targets at the most."""
@@ -150,9 +155,8 @@ class Taker:
 
     def connected(self, connection: Connection) -> None:
         """A connection is served here: what was kept for it is sent."""
-        lines = self._pushes.pop(connection.number, None)
-        if lines:
-            connection.push(bytes(lines))
+        for data in self._pushes.pop(connection.number, ()):
+            connection.push(data)
         proxy = self._proxies.pop(connection.number, None)
         if proxy is not None:
             self._connect_proxy(connection, proxy)
@@ -176,8 +180,8 @@ class Taker:
         """Lines for a connection that is not here: it is at the predecessor, or on its way."""
         if self.phase is Phase.TAKING:
             self.hub.mesh.push(PREDECESSOR, number, data)
-        elif self.phase is Phase.SERVING and len(self._pushes[number]) < PUSHES_MAX_BYTES:
-            self._pushes[number] += data
+        elif self.phase is Phase.SERVING and len(self._pushes[number]) < PUSHES_MAX:
+            self._pushes[number].append(data)
 
     def keep_relayed(self, slot: int, name: str, data: bytes) -> None:
         """A sibling's pushes for a proxy that is not connected here."""

@@ -9,6 +9,7 @@ from itertools import count
 
 import pytest
 
+from refreshd import control
 from tests.peer.fake_proxy import FakeProxy
 from tests.peer.raw import Line, Peer, owned_by
 from tests.peer.snappy_frames import SnappyPeer, frame
@@ -243,3 +244,21 @@ class Pipeliner(threading.Thread):
         self.join()
         self._peer.close()
         assert self.fault is None, repr(self.fault)
+
+
+def test_a_watcher_at_a_sibling_is_told_while_shards_move(workers: Workers) -> None:
+    """The new worker owns the task, and no sibling knows it yet."""
+    (task_id,) = owned_by(0, "a")
+    with Peer(workers.address) as peer:
+        peer.ok("hello v=1 role=client worker=1")
+        peer.post(task_id)
+        peer.ok(f"watch_task task_id={task_id}")
+        old = workers.serving[0]
+        new = workers.begin(0)
+        workers.wait_for(old, control.Given)
+        peer.ok(f"cancel_task task_id={task_id}")
+        assert peer.push().fields["state"] == "cancelled"
+        workers.switch(new)
+        workers.wait_for(old, control.Moved)
+        workers.end(old)
+        assert peer.ok("ping")
