@@ -235,14 +235,19 @@ class Master:
         match action:
             case HandOver(old, new):
                 log.info("hand-over begins", **_about(children[new]), from_pid=children[old].pid)
+                self._reloads.rolling(new.slot, "tasks move")
                 self._crew.hand_over(children[old], children[new])
             case Introduce(seat, succeeds):
+                if succeeds:
+                    self._reloads.rolling(seat.slot, "connections move")
                 self._crew.introduce(children[seat], self._siblings_of(seat), succeeds=succeeds)
             case TellResume(seat):
                 log.warning("hand-over undone", **_about(children[seat]))
+                self._reloads.rolling(seat.slot, "it failed, the old one takes back what it gave")
                 self._crew.send(children[seat], control.Resume())
             case TellInherit(seat):
                 log.warning("hand-over cut short", **_about(children[seat]))
+                self._reloads.rolling(seat.slot, "the old one died, the new one takes what is left")
                 self._crew.send(children[seat], control.Inherit())
             case Pin(seat):
                 self._crew.pin(children[seat])
@@ -268,6 +273,8 @@ class Master:
         cpu = None if standby else self._crew.pin(child)
         log.info("worker started", **_about(child), cpu=cpu, standby=standby)
         self._crew.send(child, self._briefing.start(spawn))
+        if standby:
+            self._reloads.rolling(seat.slot, "the new one starts")
         if not standby:
             self._crew.introduce(child, self._siblings_of(seat))
 

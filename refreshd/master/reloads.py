@@ -307,10 +307,11 @@ class Reloads:
         self._unanswered.discard(seat)
         self._if_configured(now)
 
-    def step(self, text: str) -> None:
-        """Says what is being done, if it is done for an operation."""
-        if self.operations.running is not None:
-            self.operations.step(text)
+    def rolling(self, slot: int, what: str) -> None:
+        """Notes how far the roll of a slot has come, for who asks."""
+        if self._stage is _Stage.ROLLING:
+            number, total = self._n_rolled + 1, len(self._supervisor.slots)
+            self.operations.step(f"rolling worker {slot} ({number} of {total}): {what}")
 
     def rolled(self) -> None:
         """A slot was rolled: workers can start with the configuration, so that all may have it."""

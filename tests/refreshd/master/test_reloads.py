@@ -66,8 +66,9 @@ def test_a_boot_and_a_stop_are_no_time_for_it(make_engine: MakeEngine) -> None:
     engine.wait_for("worker ready")
     assert engine.request("reload")["code"] == "unavailable"
     assert engine.request("drain") == {}
+    hangs = wait_until(lambda: starts(engine, 1), "the other one hangs")[0]["pid"]
     engine.behave(1, "stubborn")
-    os.kill(starts(engine, 1)[0]["pid"], signal.SIGKILL)
+    os.kill(hangs, signal.SIGKILL)
     engine.wait_for("up")
     engine.remember_workers()
     assert starts(engine, 1)[1]["draining"]
@@ -184,7 +185,8 @@ def test_one_runs_one_waits_and_the_others_join_it(make_engine: MakeEngine) -> N
     pid = engine.pid_of(0)
     assert engine.request("reload") == {"operation": "1"}
     engine.wait_for("hand-over begins")
-    assert engine.request("operation")["state"] == "running"
+    running = engine.request("operation")
+    assert (running["state"], running["step"]) == ("running", "rolling worker 0 (1 of 2): tasks move")
     engine.configure("tasks_max = 5\n")
     assert engine.request("reload") == {"operation": "2"}
     engine.configure("tasks_max = 6\n")

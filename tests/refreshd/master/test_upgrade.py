@@ -146,44 +146,64 @@ def test_a_reload_that_waits_is_done_by_the_new_code(engine: Engine, make_engine
 def check_refused(engine: Engine, why: str) -> None:
     """An upgrade fails with this reason, and nothing else has changed."""
     assert engine.process is not None
-    pids, fds = [engine.pid_of(slot) for slot in (0, 1)], engine.fds()
+    pids, fds = [row["pid"] for row in engine.workers()], engine.fds()
     outcome = upgrade(engine)
     assert outcome["state"] == "failed"
     assert why in outcome["why"]
     assert engine.log("operation failed")[-1]["why"] == outcome["why"]
     assert not engine.log("re-executed")
-    assert [engine.pid_of(slot) for slot in (0, 1)] == pids
+    assert [row["pid"] for row in engine.workers()] == pids
     assert engine.process.poll() is None
     wait_until(lambda: engine.fds() <= fds, f"{fds} descriptors, as before")
 
 
-@pytest.mark.parametrize(
-    ("file", "code", "why"),
-    [
-        ("refreshd/__main__.py", "1 +", "SyntaxError: invalid syntax"),
-        ("refreshd/master/master.py", "import nonsense", "ModuleNotFoundError: No module named 'nonsense'"),
-        ("refreshd/control.py", "VERSION = 3", "speaks version 2 with the master, this code 3; restart"),
-        ("refreshd/master/reexec.py", "VERSION = 2", "leaves a state of version 1, this code"),
-        ("tests/refreshd/master/fake_worker.py", "1 / 0", "the workers' code cannot be imported: exit"),
-        ("refreshd/master/rolls.py", "import os\nos._exit(0)", "would not come up: exit status 0"),
-    ],
-)  # fmt: skip
-def test_code_that_does_not_come_up(
-    tree: Path, make_engine: MakeEngine, file: str, code: str, why: str
+BROKEN = [
+    ("refreshd/__main__.py", "1 +", "SyntaxError: invalid syntax"),
+    ("refreshd/master/master.py", "import nonsense", "ModuleNotFoundError: No module named 'nonsense'"),
+    ("refreshd/control.py", "VERSION = 3", "speaks version 2 with the master, this code 3; restart"),
+    ("refreshd/master/reexec.py", "VERSION = 2", "leaves a state of version 1, this code"),
+    ("tests/refreshd/master/fake_worker.py", "1 / 0", "the workers' code cannot be imported: exit status 1"),
+    (
+        "refreshd/master/rolls.py",
+        "import os\nos._exit(0)",
+        "the code on disk would not come up: exit status 0",
+    ),
+    (
+        "refreshd/master/slots.py",
+        "while True:\n    print('x' * 999)",
+        "it printed without end; it printed:\nxxx",
+    ),
+]
+
+
+def test_code_that_does_not_come_up_is_refused_and_mended_code_is_not(
+    tree: Path, make_engine: MakeEngine
 ) -> None:
-    engine = make_engine(tree=tree).start_up()
-    source = (tree / file).read_text()
-    head, main, body = (
-        source.rpartition('if __name__ == "__main__":') if "__name__" in source else ("", "", source)
-    )
-    (tree / file).write_text(f"{head or body}\n\n{code}\n\n{main + body if head else ''}")
-    check_refused(engine, why)
-
-
-def test_a_tree_that_is_gone(tree: Path, make_engine: MakeEngine) -> None:
-    engine = make_engine(tree=tree).start_up()
-    shutil.rmtree(tree / "refreshd" / "master")
+    engine = make_engine(tree=tree, workers=1).start_up()
+    main = '\n\nif __name__ == "__main__":\n'
+    for file, code, why in BROKEN:
+        source = (tree / file).read_text()
+        head, _, body = source.partition(main)
+        (tree / file).write_text(f"{head}\n\n{code}\n{main}{body or '    pass'}")
+        check_refused(engine, why)
+        (tree / file).write_text(source)
+    shutil.move(tree / "refreshd/master", tree / "elsewhere")
     check_refused(engine, "ModuleNotFoundError: No module named 'refreshd.master'")
+    shutil.move(tree / "elsewhere", tree / "refreshd/master")
+    engine.configure("worker = 3\n", workers=1)
+    check_refused(engine, "line 6: engine.worker: not a setting; did you mean engine.workers?")
+    engine.configure('id = "e2"\n', workers=1)
+    check_refused(engine, 'line 6: engine.id: "e1" → "e2" needs a restart of the engine')
+    engine.configure("", workers=1)
+    assert upgrade(engine)["state"] == "done"
+
+
+def test_code_that_hangs(tree: Path, make_engine: MakeEngine) -> None:
+    engine = make_engine(tree=tree, workers=1, rehearsal_timeout_s=2.0).start_up()
+    (tree / "refreshd/master/slots.py").write_text(
+        "import time\nprint('here', flush=True)\ntime.sleep(1000)\n"
+    )
+    check_refused(engine, "it was not done within 2 s; it printed:\nhere")
 
 
 SCRIPT = f"""#!{sys.executable}
@@ -202,7 +222,7 @@ def test_a_program_that_is_gone(tmp_path: Path, make_engine: MakeEngine, when: s
     script = tmp_path / "run"
     script.write_text(SCRIPT)
     script.chmod(0o755)
-    engine = make_engine(command=(script,)).start_up()
+    engine = make_engine(command=(script,), workers=1).start_up()
     if when == "before":
         script.unlink()
     else:
@@ -213,31 +233,6 @@ def test_a_program_that_is_gone(tmp_path: Path, make_engine: MakeEngine, when: s
     script.chmod(0o755)
     (tmp_path / "run.fades").unlink(missing_ok=True)
     assert upgrade(engine)["state"] == "done"
-
-
-@pytest.mark.parametrize(
-    ("settings", "why"),
-    [
-        ("worker = 3\n", "line 6: engine.worker: not a setting; did you mean engine.workers?"),
-        ('id = "e2"\n', 'line 6: engine.id: "e1" → "e2" needs a restart of the engine'),
-    ],
-)
-def test_a_configuration_that_the_new_code_cannot_use(engine: Engine, settings: str, why: str) -> None:
-    engine.configure(settings)
-    check_refused(engine, why)
-
-
-def test_code_that_hangs(tree: Path, make_engine: MakeEngine) -> None:
-    engine = make_engine(tree=tree, rehearsal_timeout_s=2.0).start_up()
-    (tree / "refreshd/fleet.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(1000)\n")
-    (tree / "refreshd/master/slots.py").write_text("import refreshd.fleet\n")
-    check_refused(engine, "it was not done within 2 s; it printed:\nhere")
-
-
-def test_code_that_prints_without_end(tree: Path, make_engine: MakeEngine) -> None:
-    engine = make_engine(tree=tree).start_up()
-    (tree / "refreshd/master/slots.py").write_text("while True:\n    print('x' * 1000)\n")
-    check_refused(engine, "it printed without end; it printed:\nxxx")
 
 
 def test_workers_that_do_not_start_with_the_new_code(tree: Path, make_engine: MakeEngine) -> None:
