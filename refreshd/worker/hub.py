@@ -87,6 +87,8 @@ class Hub:
         self.row = row_of(shards.slot, side)
         self.rows: dict[int, int] = {}
         """Slot → the row of the scoreboard in which that sibling is."""
+        self.on_serving: Callable[[], None] = lambda: None
+        """Called once this worker has taken over."""
         self.giver: Giver | None = None
         """Set while this worker hands over to its successor."""
         self.taker: Taker | None = None
@@ -321,6 +323,7 @@ class Hub:
     def took_over(self) -> None:
         """The predecessor has nothing left."""
         self.taker = None
+        self.on_serving()
         self.show()
 
     async def resume(self) -> None:

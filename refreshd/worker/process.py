@@ -106,6 +106,7 @@ class Process:
             say=self._say,
         )
         hub.engine.fatal = self._fail
+        hub.on_serving = lambda: self._title(config.engine.id, "ready")
         hub.engine.draining = start.draining
         hub.open_store(standby=start.standby)
         self._hub = hub
