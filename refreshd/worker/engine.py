@@ -415,8 +415,11 @@ class Engine:
 
     def release(self, task: Task) -> None:
         """A task that is saved and not closing goes to another process."""
-        self.leave_log(task)
-        self.wheel.remove(task)
+        if task.segment is None:
+            # Only what waits for its due time has a timer of its own.
+            self.wheel.remove(task)
+        else:
+            self.leave_log(task)
         self._forget(task)
 
     # ── finish ────────────────────────────────────────────────────────────────────────────
