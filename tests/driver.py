@@ -241,14 +241,19 @@ class Engine:
         assert self.process is not None
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in (self.process.pid, *self.pids()))
 
+    def worker(self, slot: int) -> dict[str, str]:
+        """The row of the worker that is in charge of a slot; another may stand beside it."""
+        rows = self.admin("list_workers").rows
+        return next(row for row in rows if row["worker"] == str(slot))
+
     def pid_of(self, slot: int) -> int:
-        return int(self.admin("list_workers").rows[slot]["pid"])
+        return int(self.worker(slot)["pid"])
 
     def wait_for_worker(self, slot: int, other_than: int) -> int:
         """The pid of the ready worker in a slot, once it is another process than that."""
 
         def replaced() -> int:
-            row = self.admin("list_workers").rows[slot]
+            row = self.worker(slot)
             return int(row["pid"]) if row["state"] == "ready" and int(row["pid"]) != other_than else 0
 
         return wait_until(replaced, f"a new worker {slot}")

@@ -255,6 +255,8 @@ class Mesh:
         self._waiting: defaultdict[int, int] = defaultdict(int)
         self._number = 0
         self._paused: set[int] = set()
+        self._ways: dict[int, int] = {}
+        """Through whom a sibling is asked that is not introduced to this worker, see `go_through`."""
 
     @property
     def waiting(self) -> int:
@@ -267,6 +269,8 @@ class Mesh:
         self, slot: int, turn: Turn, places: list[int], lines: list[bytes], context: bytes, plain: bool
     ) -> None:
         """Sends request lines of a turn to the worker that owns their shards."""
+        if context:
+            slot = self._ways.get(slot, slot)
         self._number += 1
         frame = make_frame(REQUEST | (_PLAIN if plain else 0), self._number, b"\n".join([context, *lines]))
         # What this worker asks itself is not held up: the end of the pause is found out by it.
@@ -279,8 +283,21 @@ class Mesh:
 
     def check_room(self, slot: int) -> None:
         """Raises: Refused, `busy`, where too much waits for a sibling."""
-        if self._waiting[slot] >= REQUESTS_MAX:
+        if self._waiting[self._ways.get(slot, slot)] >= REQUESTS_MAX:
             raise Refused("busy", "the worker of this task is behind or being replaced", retry_ms=500)
+
+    def go_through(self, slot: int, other: int) -> None:
+        """What clients ask of a sibling that is gone goes through another, who meets its successor."""
+        self._ways[slot] = other
+        sibling = self.siblings.get(other)
+        pending = self._pending[slot]
+        for number, entry in [item for item in pending.items() if not isinstance(item[1].turn.owner, _Asked)]:
+            self._pending[other][number] = pending.pop(number)
+            self._waiting[slot] -= len(entry.places)
+            self._waiting[other] += len(entry.places)
+            entry.stream = sibling
+            if sibling is not None:
+                sibling.write(entry.frame)
 
     def replied(self, slot: int, number: int, payload: bytes) -> None:
         """A sibling has answered."""
@@ -358,6 +375,7 @@ class Mesh:
         """What is gone for good (or FROZEN) has not answered waits for `ask_held`."""
         if slot == FROZEN:
             self.siblings.pop(FROZEN, None)
+        self._ways = {asked: through for asked, through in self._ways.items() if through != slot}
         for number, entry in self._pending.pop(slot, {}).items():
             self._pending[HELD][number] = entry
         self._waiting[HELD] += self._waiting.pop(slot, 0)
@@ -413,6 +431,7 @@ class Mesh:
         slot = sibling.slot
         before = self.siblings.get(slot)
         self.siblings[slot] = sibling
+        self._ways.pop(slot, None)
         if slot >= 0 and slot not in self.others:
             self.others.append(slot)
         if sibling.succeeds and before is not None:

@@ -144,6 +144,25 @@ def test_a_side_that_stops_is_killed(tmp_path: Path, victim: str, step: str) -> 
         assert not psutil.pid_exists(silent)
 
 
+@pytest.mark.parametrize("step", ["owned", "given", "switched", "moving"])
+def test_a_sibling_dies_meanwhile(site: Site, step: str) -> None:
+    """What the old worker asked it is answered by its successor, which only the new worker meets."""
+    engine = site.engine
+    before, after = (owned_by(1, f"{stem}-{step}", 20) for stem in ("before", "after"))
+    with site.load(), engine.peer("worker=0") as peer:
+        number, stopped = site.stop_at(step)
+        sibling = engine.pid_of(1)
+        # Nobody has read these when the sibling dies.
+        peer.write(*[f"post_task task_id={i} type=url -- http://a.example/" for i in before])
+        os.kill(sibling, signal.SIGKILL)
+        wait_until(lambda: _is_dead(sibling), "it is dead")
+        os.kill(stopped.at, signal.SIGCONT)
+        peer.write(*[f"post_task task_id={i} type=url -- http://a.example/" for i in after])
+        assert [reply.fields.get("task_id") for reply in peer.replies(40)] == before + after
+        assert engine.outcome(number)["state"] == "done"
+        engine.wait_whole()
+
+
 def test_after_a_failed_hand_over_the_next_one_gets_through(site: Site) -> None:
     engine = site.engine
     with site.load() as load:

@@ -111,6 +111,8 @@ class Giver:
 
     async def _all_switched(self) -> None:
         """Every sibling sends to the successor from now on; one that dies counts as switched."""
+        for slot in set(self.hub.mesh.others) - self.hub.mesh.siblings.keys():
+            self.hub.mesh.go_through(slot, SUCCESSOR)
         while not self._switched >= {slot for slot in self.hub.mesh.siblings if slot >= 0}:
             await self._talk.wait()
         reached("switched")
@@ -125,6 +127,9 @@ class Giver:
         """A sibling has died."""
         self._switched.discard(slot)
         self._talk.tell(frames.SiblingGone(slot))
+        if self.phase in (Phase.SWITCHING, Phase.MOVING):
+            # Whoever comes in its place is introduced to this worker's successor only.
+            self.hub.mesh.go_through(slot, SUCCESSOR)
         self._talk.wake()
 
     def _link_changed(self, link: Link, up: bool) -> None:
