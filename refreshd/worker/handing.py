@@ -145,7 +145,7 @@ class Handing:
 
     def serve(self, fd: int, *, admin: bool, rest: bytes) -> None:
         """Serves the connection behind a descriptor, beginning with bytes that were read from it."""
-        if self._hub.giver is not None and self._hub.giver.pass_on(fd, admin=admin, rest=rest):
+        if self._hub.moves.giver is not None and self._hub.moves.giver.pass_on(fd, admin=admin, rest=rest):
             os.close(fd)
             return
         self._hub.background(self.connect(fd, self._hub.new_connection(admin=admin, unread=rest)))
@@ -222,8 +222,8 @@ class Handing:
             self.serve(fds[0], admin=message.role == "admin", rest=rest)
             return
         if isinstance(message, control.Move) and len(fds) == 1:
-            if self._hub.taker is not None and slot == PREDECESSOR:
-                self._hub.taker.arrive(fds[0], rest)
+            if self._hub.moves.taker is not None and slot == PREDECESSOR:
+                self._hub.moves.taker.arrive(fds[0], rest)
             else:
                 self._hub.background(self._adopt(fds[0], decode(rest)))
             return

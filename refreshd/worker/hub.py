@@ -16,7 +16,6 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 
 from refreshd import control
@@ -26,7 +25,7 @@ from refreshd.fanout import Log
 from refreshd.fleet import Fleet, Proxy
 from refreshd.rates import Rate
 from refreshd.scoreboard import Row, Scoreboard, row_of
-from refreshd.shard import PREDECESSOR, SUCCESSOR, ShardMap
+from refreshd.shard import ShardMap
 from refreshd.store.base import ProxyRow, Reader
 from refreshd.store.layout import lane_is_made, lane_path
 from refreshd.store.sqlite import SqliteLane
@@ -37,12 +36,7 @@ from refreshd.worker.connection import Connection
 from refreshd.worker.engine import Engine
 from refreshd.worker.greeter import Greeter
 from refreshd.worker.handing import Handing
-from refreshd.worker.handover import frames
-from refreshd.worker.handover.giver import Giver
-from refreshd.worker.handover.resharing import Resharing
-from refreshd.worker.handover.retiring import retire
-from refreshd.worker.handover.taker import Taker
-from refreshd.worker.handover.taking_back import take_back
+from refreshd.worker.handover.moves import Moves
 from refreshd.worker.loading import Loader
 from refreshd.worker.mesh import Mesh, Sibling
 from refreshd.worker.proxies import Proxies
@@ -87,14 +81,7 @@ class Hub:
         self.row = row_of(shards.slot, side)
         self.rows: dict[int, int] = {}
         """Slot → the row of the scoreboard in which that sibling is."""
-        self.on_serving: Callable[[], None] = lambda: None
-        """Called once this worker has taken over."""
-        self.giver: Giver | None = None
-        """Set while this worker hands over to its successor."""
-        self.taker: Taker | None = None
-        """Set while it takes over from its predecessor."""
-        self.resharing: Resharing | None = None
-        """Set while the number of workers changes."""
+        self.moves = Moves(self)
         self.stopping = False
         self.connections: dict[int, Connection] = {}
         self.nonces = NonceBook()
@@ -156,19 +143,6 @@ class Hub:
         """The saver of a lane, opened if it is not: its shards are coming. Raises: StoreError."""
         return self.engine.savers.get(lane) or self._open_lane(lane, standby=True)
 
-    def begin_moving(self) -> None:
-        """Shards come or go: no worker may tell the store from where on tasks are unfinished."""
-        self.engine.moving = True
-        for saver in self.engine.savers.values():
-            saver.upkeep = False
-
-    def end_moving(self) -> None:
-        """All shards are where they belong."""
-        self.engine.moving = False
-        self.engine.on_saved = None
-        for saver in self.engine.savers.values():
-            saver.upkeep = True
-
     def start(self) -> None:
         """Starts what was loaded, and the clockwork."""
         self.engine.clock.turn()
@@ -219,8 +193,8 @@ class Hub:
         """A connection is served from now on."""
         self.connections[connection.number] = connection
         self.scoreboard.set_connections(self.row, len(self.connections))
-        if self.taker is not None:
-            self.taker.connected(connection)
+        if self.moves.taker is not None:
+            self.moves.taker.connected(connection)
 
     def moved_out(self, connection: Connection) -> None:
         """A connection is the successor's."""
@@ -245,8 +219,8 @@ class Hub:
             self.mesh.push(slot, number, data)
         elif number in self.connections:
             self.connections[number].push(data)
-        elif self.taker is not None:
-            self.taker.push(number, data)
+        elif self.moves.taker is not None:
+            self.moves.taker.push(number, data)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs something short that a connection waits for; at most one a connection."""
@@ -292,96 +266,16 @@ class Hub:
         self.rows[peer.slot] = row_of(peer.slot, peer.side)
         self.handing.sibling(peer.slot, packets, succeeds=peer.succeeds)
         # On both ends the new stream is read only once all that came on the old one was.
-        sibling = Sibling(
-            self.mesh, peer.slot, succeeds=peer.succeeds and self.taker is None, silent=peer.succeeds
-        )
-        self.background(self._join_mesh(sibling, stream))
+        succeeds = peer.succeeds and self.moves.taker is None
+        sibling = Sibling(self.mesh, peer.slot, succeeds=succeeds, silent=peer.succeeds)
+        self.background(self.join_mesh(sibling, stream))
 
-    async def _join_mesh(self, sibling: Sibling, stream: socket.socket) -> None:
+    async def join_mesh(self, sibling: Sibling, stream: socket.socket) -> None:
+        """Connects a stream with who is at its other end."""
         stream.setblocking(False)
         await self.loop.connect_accepted_socket(lambda: sibling, stream)
-        if not sibling.succeeds and (self.taker is None or self.taker.reads_siblings):
+        if not sibling.succeeds and not self.moves.hears_siblings_elsewhere:
             sibling.listen()
-
-    # ── the hand-over (docs/handover.md) ──────────────────────────────────────────────────
-
-    def hand_over(self, stream: socket.socket, packets: socket.socket) -> None:
-        """Gives everything to the process at the other end of these."""
-        self.giver = giver = Giver(self)
-        self.handing.sibling(SUCCESSOR, packets)
-        self.background(self._start_giving(giver, stream))
-
-    async def _start_giving(self, giver: Giver, stream: socket.socket) -> None:
-        await self._join_mesh(Sibling(self.mesh, SUCCESSOR), stream)
-        giver.start()
-
-    def take_over(self, stream: socket.socket, packets: socket.socket) -> None:
-        """Takes everything from the process at the other end of these."""
-        self.handing.sibling(PREDECESSOR, packets)
-        self.background(self._join_mesh(Sibling(self.mesh, PREDECESSOR), stream))
-
-    def took_over(self) -> None:
-        """The predecessor has nothing left."""
-        self.taker = None
-        self.on_serving()
-        self.show()
-
-    async def resume(self) -> None:
-        """The successor is gone: takes back what it was given. Raises: StoreError."""
-        giver, self.giver = self.giver, None
-        if giver is None:
-            # It had not begun.
-            self.say(control.Resumed(0, 0))
-            return
-        await giver.give_up()
-        self.handing.forget(SUCCESSOR)
-        self.handing.listen()
-        await take_back(self, self.shards.with_owner(SUCCESSOR), SUCCESSOR)
-
-    async def inherit(self) -> None:
-        """The predecessor is gone: takes what it had still to give. Raises: StoreError."""
-        taker, self.taker = self.taker, None
-        if taker is None:
-            # It had all there was.
-            self.say(control.Resumed(0, 0))
-            return
-        self.handing.forget(PREDECESSOR)
-        await take_back(self, taker.predecessor_is_gone(), PREDECESSOR)
-
-    def mesh_hand(self, slot: int, payload: bytes) -> None:
-        """See `mesh.MeshOwner`. What cannot be understood ends the hand-over: the master is told."""
-        try:
-            frame = frames.decode(payload)
-            if slot >= 0:
-                # It may have been told of the change before this worker was.
-                self.reshare().heard(slot, frame)
-            if slot == PREDECESSOR and self.taker is not None:
-                self.taker.heard(frame)
-            elif slot == SUCCESSOR and self.giver is not None:
-                self.giver.heard(frame)
-        except (WireError, KeyError, ValueError, msgspec.DecodeError) as error:
-            log.exception("the hand-over cannot be understood")
-            why = f"the hand-over cannot be understood: {error}"
-            self.say(control.Failed(why) if slot == PREDECESSOR else control.Declined(why))
-
-    # ── another number of workers ─────────────────────────────────────────────────────────
-
-    def reshare(self) -> Resharing:
-        """The change of the number of workers that is under way, or begins."""
-        if self.resharing is None:
-            self.resharing = Resharing(self)
-        return self.resharing
-
-    async def route(self, workers: int) -> None:
-        """Every shard is at its new owner."""
-        await self.reshare().route(workers)
-        self.resharing = None
-
-    def retire(self, workers: int) -> None:
-        """Gives the connections to the workers that stay."""
-        self.stopping = True
-        self.show()
-        self.background(retire(self, workers))
 
     def sibling_retired(self, slot: int) -> None:
         """A sibling is no more: nobody is asked in its place."""
@@ -389,10 +283,13 @@ class Hub:
         self.handing.forget(slot)
         self.mesh.forget(slot)
 
+    def mesh_hand(self, slot: int, payload: bytes) -> None:
+        """See `mesh.MeshOwner`."""
+        self.moves.heard(slot, payload)
+
     def mesh_last(self, slot: int) -> None:
         """See `mesh.MeshOwner`."""
-        if self.giver is not None:
-            self.giver.switched(slot)
+        self.moves.last(slot)
 
     def mesh_request(self, turn: Turn, context: bytes, lines: list[bytes], plain: bool, slot: int) -> None:
         """See `mesh.MeshOwner`."""
@@ -453,15 +350,10 @@ class Hub:
 
     def mesh_left(self, slot: int) -> None:
         """See `mesh.MeshOwner`."""
-        if slot < 0:
-            # What it means the master says: `resume`, `inherit`, or nothing where all was handed over.
-            if self.giver is not None:
-                self.giver.successor_lost()
-            return
-        self.watches.forget_worker(slot)
-        self.proxies.sibling_left(slot)
-        if self.giver is not None:
-            self.giver.sibling_left(slot)
+        if slot >= 0:
+            self.watches.forget_worker(slot)
+            self.proxies.sibling_left(slot)
+        self.moves.left(slot)
 
     # ── the store ─────────────────────────────────────────────────────────────────────────
 
@@ -510,10 +402,9 @@ class Hub:
         for connection in list(self.connections.values()):
             connection.push(b"!drain\n")
         saved = True
-        handed_over = self.giver is not None and self.giver.has_ended
         for saver in self.engine.savers.values():
             seconds = max(end - self.loop.time(), 0.1)
-            saved = await saver.close(seconds, handed_over=handed_over) and saved
+            saved = await saver.close(seconds, handed_over=self.moves.has_given_all) and saved
         for connection in list(self.connections.values()):
             connection.close()
         if self.connections:

@@ -31,7 +31,6 @@ from refreshd.errors import RefreshdError
 from refreshd.scoreboard import Scoreboard
 from refreshd.shard import ShardMap
 from refreshd.worker.configuring import configure
-from refreshd.worker.handover.taker import Taker
 from refreshd.worker.hub import Hub
 
 log = structlog.get_logger()
@@ -106,12 +105,12 @@ class Process:
             say=self._say,
         )
         hub.engine.fatal = self._fail
-        hub.on_serving = lambda: self._title(config.engine.id, "ready")
+        hub.moves.on_taken = lambda: self._title(config.engine.id, "ready")
         hub.engine.draining = start.draining
         hub.open_store(standby=start.standby)
         self._hub = hub
         if start.standby:
-            hub.taker = Taker(hub, self._listener)
+            hub.moves.stand_by(self._listener)
         hub.start()
         self._master.setblocking(False)
         loop.add_reader(self._master.fileno(), self._on_message)
@@ -163,22 +162,22 @@ class Process:
                 hub.handing.serve(fd, admin=message.role == "admin", rest=rest)
             case control.HandOver(), [stream, packets]:
                 self._title(hub.config.engine.id, "leaving")
-                hub.hand_over(socket.socket(fileno=stream), socket.socket(fileno=packets))
+                hub.moves.hand_over(socket.socket(fileno=stream), socket.socket(fileno=packets))
             case control.TakeOver(), [stream, packets]:
-                hub.take_over(socket.socket(fileno=stream), socket.socket(fileno=packets))
+                hub.moves.take_over(socket.socket(fileno=stream), socket.socket(fileno=packets))
             case control.Resume(), []:
                 self._title(hub.config.engine.id, "ready")
-                self._read_store(hub.resume())
+                self._read_store(hub.moves.resume())
             case control.Inherit(), []:
-                self._read_store(hub.inherit())
+                self._read_store(hub.moves.inherit())
             case control.Configure(number, plain), []:
                 self._configure(hub, number, plain)
             case control.Remap(workers), []:
-                hub.background(hub.reshare().give_all(workers))
+                hub.moves.remap(workers)
             case control.Route(workers), []:
-                hub.background(hub.route(workers))
+                hub.moves.route(workers)
             case control.Retire(workers), []:
-                hub.retire(workers)
+                hub.moves.retire(workers)
             case control.Left(slot), []:
                 hub.sibling_retired(slot)
             case control.Drain(on), []:

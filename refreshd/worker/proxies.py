@@ -519,8 +519,8 @@ class Proxies:
         """A sibling's pushes for a proxy that is connected here."""
         session = self.sessions.get(name)
         if session is None:
-            if self.hub.taker is not None:
-                self.hub.taker.keep_relayed(slot, name, data)
+            if self.hub.moves.taker is not None:
+                self.hub.moves.taker.keep_relayed(slot, name, data)
             return
         pushes: list[Relayed] = []
         for raw in data.split(b"\n"):

@@ -112,7 +112,7 @@ class Siblings:
 
     async def _answer(self, line: Line, raw: bytes) -> bytes:
         """What this worker says, with what its successor says while there is one (docs/handover.md)."""
-        giver = self.hub.giver
+        giver = self.hub.moves.giver
         own = self._asked[line.verb]
         if giver is None:
             return await own(line)
@@ -189,7 +189,7 @@ class Siblings:
             self.hub.proxies.heard_elsewhere(line.items or ())
         elif line.verb == "closed":
             self.hub.watches.forget(int(line.fields["slot"]), int(line.fields["connection"]))
-            if self.hub.giver is not None:
+            if self.hub.moves.giver is not None:
                 self.hub.mesh.tell(raw, SUCCESSOR)
         else:
             log.warning("a sibling of another version says", verb=line.verb)

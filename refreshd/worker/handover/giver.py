@@ -94,7 +94,7 @@ class Giver:
 
     def _begin(self) -> None:
         hub = self.hub
-        hub.begin_moving()
+        hub.moves.begin()
         hub.pusher.on_link = self._link_changed
         links = [(link.name, link.via) for link in hub.pusher.links.values()]
         self._talk.send(frames.Begin(frames.VERSION, __version__, hub.engine.serials.last, links))

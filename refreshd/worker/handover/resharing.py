@@ -40,7 +40,7 @@ class Resharing:
         self.hub = hub
         self._talks: dict[int, Talk] = {}
         self._takers: dict[int, ShardTaker] = {}
-        hub.begin_moving()
+        hub.moves.begin()
 
     def _talk(self, slot: int) -> Talk:
         return self._talks.setdefault(slot, Talk(self.hub, slot))
@@ -98,8 +98,6 @@ class Resharing:
         match frame:
             case frames.Synced():
                 self._talk(slot).heard(frame)
-            case frames.Nonces(entries):
-                self.hub.nonces.add(entries)
             case frames.Begin():
                 self._takers[slot] = ShardTaker(self.hub, self._talk(slot))
                 self._takers[slot].take(frame)
@@ -128,6 +126,6 @@ class Resharing:
         self._send_nonces()
         for lane, saver in hub.engine.savers.items():
             saver.lane.share(hub.shards.sharers(lane))
-        hub.end_moving()
+        hub.moves.end()
         log.info("shards are routed anew", workers=workers)
         hub.say(control.Routed())

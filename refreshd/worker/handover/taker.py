@@ -67,7 +67,7 @@ class Taker:
         """By the number of the connection that is on its way here."""
         self._arrived = 0
         self._end: frames.End | None = None
-        hub.begin_moving()
+        hub.moves.begin()
         hub.shards.give(hub.shards.owned, PREDECESSOR)
 
     def __repr__(self) -> str:
@@ -209,7 +209,7 @@ class Taker:
         """Nothing more comes from the predecessor: this worker is as any other."""
         hub = self.hub
         self.phase = Phase.ENDED
-        hub.end_moving()
+        hub.moves.end()
         self._shards.clear()
         self._pushes.clear()
         self._relayed.clear()
@@ -217,7 +217,7 @@ class Taker:
             hub.pusher.detach(link)
         hub.proxies.choose_ways()
         hub.proxies.tell_links()
-        hub.took_over()
+        hub.moves.taken()
 
     def predecessor_is_gone(self) -> list[int]:
         """Whatever it had still to say is lost. Returns the shards that did not come."""

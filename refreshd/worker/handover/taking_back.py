@@ -48,7 +48,7 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
         await asyncio.sleep(0)
     hub.engine.adopted()
     hub.shards.give(shards, hub.shards.slot)
-    hub.end_moving()
+    hub.moves.end()
     hub.proxies.push_again()
     hub.mesh.ask_held()
     ms = round((time.monotonic() - began) * 1000)
