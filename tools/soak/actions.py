@@ -147,21 +147,27 @@ class Actions:
         with self._tally.faulty():
             rolling = asyncio.create_task(self._engine.refreshctl("reload", "--wait"))
             await asyncio.wait([rolling], timeout=self._rng.uniform(0, self._roll_s))
-            self._hit(before, number)
+            hit = self._hit(before, number)
             outcome = await rolling
+            # One that is stopped may look well until its silence is noticed.
+            await self._engine.until(
+                f"process {hit} is gone", lambda _: hit not in self._engine.children(), _REPLACED_S
+            )
             await self._engine.all_ready(_WHOLE_S)
         # Whether the reload got through or not: both are fine, but it must have come to an end.
         return "the reload did not end" if outcome.status < 0 else ""
 
-    def _hit(self, before: set[int], number: signal.Signals) -> None:
+    def _hit(self, before: set[int], number: signal.Signals) -> int:
+        """Sends the signal to one of the old processes, or of the new ones; its pid."""
         now = self._engine.children()
         old, new = sorted(now & before), sorted(now - before)
-        pool = self._rng.choice([some for some in (old, new) if some] or [[]])
-        if pool:
-            try:
-                os.kill(self._rng.choice(pool), number)
-            except ProcessLookupError:
-                pass
+        pool = self._rng.choice([some for some in (old, new) if some])
+        pid = self._rng.choice(pool)
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass
+        return pid
 
 
 class Action(NamedTuple):

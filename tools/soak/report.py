@@ -13,8 +13,6 @@ from tools.soak.engine import Held
 from tools.soak.ledger import Verdict
 from tools.soak.tally import Histogram, Tally
 
-# Of fds and memory, from after the warm-up to before the end.
-GROWTH_MAX = 0.02
 # A connection to the admin socket that is just being closed.
 _FDS_SPARE = 2
 # The rate that came about, of the one that was wanted.
@@ -27,6 +25,8 @@ class Found(NamedTuple):
     seed: int
     seconds: float
     rate_wanted: int
+    growth_max: float
+    """Of descriptors and memory, as a share."""
     posting_s: float
     skipped: int
     lag_s: float
@@ -72,7 +72,7 @@ def faults(found: Found) -> list[str]:
         ("descriptors", found.before.fds, found.after.fds, _FDS_SPARE),
         ("memory", found.before.memory_bytes, found.after.memory_bytes, 0),
     ):
-        if before and after > before * (1 + GROWTH_MAX) + spare:
+        if before and after > before * (1 + found.growth_max) + spare:
             lines.append(f"{what} grew by {(after / before - 1) * 100:.1f} %")
     if found.is_harmless and found.rate < _RATE_MIN * found.rate_wanted:
         lines.append(f"{found.rate:,.0f} tasks/s, wanted {found.rate_wanted:,}")

@@ -36,6 +36,8 @@ class Plan(NamedTuple):
     seconds: float = 600.0
     # By then a new worker's caches are full (64 MiB a lane), so that memory can be compared.
     warm_s: float = 45.0
+    # How much more descriptors and memory may be at the end.
+    growth_max: float = 0.02
     pause_s: tuple[float, float] = (0.5, 3.0)
     rate: int = 20_000
     clients: int = 200
@@ -102,6 +104,7 @@ class _Soak:
             seed=self._plan.seed,
             seconds=time.monotonic() - began,
             rate_wanted=self._plan.rate,
+            growth_max=self._plan.growth_max,
             posting_s=posting_s,
             skipped=self._crowd.skipped,
             lag_s=self._crowd.lag_s,
