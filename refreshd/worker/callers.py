@@ -8,7 +8,7 @@ from wire.errors import Refused
 from wire.verbs import Role, Verb, check_role
 
 if TYPE_CHECKING:
-    from refreshd.worker.proxies import ProxySession
+    from refreshd.worker.proxy_session import ProxySession
 
 WATCHES_MAX = 10_000
 # `list_tasks` that a connection may have unanswered: a page can be 1.3 MB, and all pages of a turn are kept.

@@ -23,7 +23,7 @@ import structlog
 
 from refreshd.worker.callers import Caller
 from refreshd.worker.handover.connections import Moved
-from refreshd.worker.proxies import ProxySession
+from refreshd.worker.proxy_session import ProxySession
 from refreshd.worker.turns import Turn
 from wire import PROTOCOL_VERSION, SHARDS
 from wire.compress import Compressor, Decompressor

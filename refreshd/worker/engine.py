@@ -11,7 +11,6 @@ is on the disk.
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -26,6 +25,7 @@ from refreshd.fleet import Fleet, Layer
 from refreshd.shard import SerialClock, ShardMap
 from refreshd.task import State, Task, Terms, push_line, read_terms
 from refreshd.timers import Wheel
+from refreshd.worker.oldest import Oldest
 from refreshd.worker.saver import SaveBatch, Saver
 from refreshd.worker.turns import Turn
 from wire.errors import Refused
@@ -529,71 +529,22 @@ class Engine:
             self.wheel.remove(task)
         self.start_all(waiting)
 
-    def housekeeping(self) -> None:
-        """Tells the store from where on tasks may be unfinished. To be called every few seconds."""
+    def _note_low(self) -> None:
         low = self._oldest.serial() if self.tasks else self.serials.next(self.clock.wall_ms)
         for saver in self.savers.values():
-            # While shards move, another process has tasks of this slot, and they may be older.
-            if low and not saver.batch.low and not self.moving:
+            if low and not saver.batch.low:
                 saver.batch.low = low
+
+    def housekeeping(self) -> None:
+        """Tells the store from where on tasks may be unfinished. To be called every few seconds."""
+        if not self.moving:
+            # While shards move, another process has tasks of this slot, and they may be older.
+            self._note_low()
         for log_ in [log_ for log_ in self.logs if not log_.live]:
             # Only where the log is as good as new: a scope that nobody uses any more leaves nothing behind.
             self.logs.discard(log_)
             log_.layer.logs.pop(log_.priority, None)
             self._listener.log_gone(log_)
-
-
-class Oldest:
-    """Finds the smallest serial of the unfinished tasks.
-
-    They are in memory in the order of their serials, so it is the first one's, until tasks
-    of another process were taken in. Then all are looked at, some a tick, and again when
-    the oldest has finished.
-    """
-
-    # 20,000 are 1.5 ms; a million take 5 s, and the store can wait for that.
-    TASKS_A_TICK = 20_000
-
-    def __init__(self, tasks: dict[bytes, Task]) -> None:
-        self._tasks = tasks
-        self._in_order = True
-        self._found: Task | None = None
-        self._best: Task | None = None
-        self._left: list[Task] = []
-
-    def order_is_lost(self) -> None:
-        """Tasks were taken in that may be older than those before them."""
-        self._in_order = False
-        self._found = self._best = None
-        self._left = []
-
-    def serial(self) -> int:
-        """The smallest serial, of at least one task; 0 while it is not known."""
-        if self._in_order:
-            return next(iter(self._tasks.values())).serial
-        found = self._found
-        if found is not None and self._tasks.get(found.id) is found:
-            return found.serial
-        if not self._left:
-            self._best = None
-            self._left = list(self._tasks.values())
-        return 0
-
-    def look_on(self) -> None:
-        """Looks at some of the tasks that are to be looked at."""
-        if not self._left:
-            return
-        some = self._left[-self.TASKS_A_TICK :]
-        del self._left[-self.TASKS_A_TICK :]
-        best = min(some, key=_serial)
-        if self._best is None or best.serial < self._best.serial:
-            self._best = best
-        if not self._left:
-            # If it has finished by now, `serial` sees to another search.
-            self._found, self._best = self._best, None
-
-
-_serial = operator.attrgetter("serial")
 
 
 def _exit_at_once(why: str) -> None:

@@ -25,7 +25,8 @@ from refreshd.worker.handover.steps import reached
 from refreshd.worker.handover.taking import ShardTaker
 from refreshd.worker.handover.talk import Talk
 from refreshd.worker.links import RELAY_CREDIT, Link
-from refreshd.worker.proxies import ProxySession, RelayWire
+from refreshd.worker.proxies import RelayWire
+from refreshd.worker.proxy_session import ProxySession
 
 if TYPE_CHECKING:
     import socket

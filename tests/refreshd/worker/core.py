@@ -21,7 +21,8 @@ from refreshd.task import Task, read_terms
 from refreshd.worker import engine as engine_module
 from refreshd.worker import proxies as proxies_module
 from refreshd.worker.engine import Engine
-from refreshd.worker.proxies import Proxies, ProxySession
+from refreshd.worker.proxies import Proxies
+from refreshd.worker.proxy_session import ProxySession
 from refreshd.worker.pusher import Pusher
 from refreshd.worker.saver import SaveBatch
 from refreshd.worker.turns import Turn
