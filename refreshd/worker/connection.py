@@ -349,6 +349,12 @@ class Connection(asyncio.Protocol):
         if self._closing or self.transport is None:
             return
         self.push(b"!drain\n")
+        self.finish()
+
+    def finish(self) -> None:
+        """What was asked is answered, what still comes is not looked at; then it is closed."""
+        if self._closing or self.transport is None:
+            return
         self._closing = self._cut_off = True
         if self.session is not None:
             self.hub.proxies.disconnected(self.session)

@@ -406,7 +406,8 @@ class Hub:
             seconds = max(end - self.loop.time(), 0.1)
             saved = await saver.close(seconds, handed_over=self.moves.has_given_all) and saved
         for connection in list(self.connections.values()):
-            connection.close()
+            # What was asked of a sibling is still to be answered.
+            connection.finish()
         if self.connections:
             try:
                 async with asyncio.timeout(min(max(end - self.loop.time(), 0.1), _CLOSE_S)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -46,8 +48,12 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(engine: Engine, ledger:
 
 
 def test_a_killed_worker_serves_again_within_a_second(engine: Engine) -> None:
-    """Row 1. The best of a few: what the machine does besides must not decide."""
-    took_s = []
+    """Row 1: as soon as a process can be there, with no pause before. What that takes is measured beside it.
+
+    The best of a few: what the machine does besides must not decide.
+    """
+    took_s: list[float] = []
+    start_s: list[float] = []
     for number in range(4):
         slot = number % 2
         (task_id,) = owned_by(slot, f"again{number}")
@@ -56,7 +62,10 @@ def test_a_killed_worker_serves_again_within_a_second(engine: Engine) -> None:
             killed_at = time.monotonic()
             peer.post(task_id)
             took_s.append(time.monotonic() - killed_at)
-    assert min(took_s) < UNIT_S, took_s
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import refreshd.worker.process"], check=True)
+        start_s.append(time.monotonic() - began)
+    assert min(took_s) < 2 * min(start_s) + UNIT_S / 2, (took_s, start_s)
 
 
 def test_while_a_worker_is_replaced_the_other_serves(engine: Engine) -> None:
