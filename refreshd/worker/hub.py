@@ -298,6 +298,9 @@ class Hub:
     async def _join_mesh(self, sibling: Sibling, stream: socket.socket) -> None:
         stream.setblocking(False)
         await self.loop.connect_accepted_socket(lambda: sibling, stream)
+        if sibling.slot >= 0 and sibling.slot not in self.rows:
+            # It has left for good meanwhile.
+            self.mesh.forget(sibling.slot)
         if not sibling.succeeds and (self.taker is None or self.taker.reads_siblings):
             sibling.listen()
 
@@ -349,7 +352,10 @@ class Hub:
         """See `mesh.MeshOwner`. What cannot be understood ends the hand-over: the master is told."""
         try:
             frame = frames.decode(payload)
-            if slot >= 0:
+            if slot >= 0 and isinstance(frame, frames.Nonces):
+                # The last of them come when this worker may be done with the change.
+                self.nonces.add(frame.entries)
+            elif slot >= 0:
                 # It may have been told of the change before this worker was.
                 self.reshare().heard(slot, frame)
             if slot == PREDECESSOR and self.taker is not None:

@@ -98,8 +98,6 @@ class Resharing:
         match frame:
             case frames.Synced():
                 self._talk(slot).heard(frame)
-            case frames.Nonces(entries):
-                self.hub.nonces.add(entries)
             case frames.Begin():
                 self._takers[slot] = ShardTaker(self.hub, self._talk(slot))
                 self._takers[slot].take(frame)
