@@ -470,19 +470,19 @@ class Hub:
 
     async def save_proxy(self, row: ProxyRow) -> None:
         """Keeps a proxy that registered, in every lane of this worker. Raises: Refused, `unavailable`."""
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             saver.batch.proxies.append(row)
             await self._saved(saver)
 
     async def forget_proxy(self, name: str) -> None:
         """Takes a proxy out of this worker's lanes. Raises: Refused, `unavailable`."""
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             saver.batch.forgotten.append(name)
             await self._saved(saver)
 
     async def catch_up(self) -> None:
         """Waits until what the savers have is on stable storage, or refused."""
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             if saver.in_flight or saver.waiting:
                 try:
                     await self._saved(saver)
@@ -514,7 +514,7 @@ class Hub:
             connection.push(b"!drain\n")
         saved = True
         handed_over = self.giver is not None and self.giver.has_ended
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             seconds = max(end - self.loop.time(), 0.1)
             saved = await saver.close(seconds, handed_over=handed_over) and saved
         for connection in list(self.connections.values()):
