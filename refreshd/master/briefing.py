@@ -46,3 +46,9 @@ def only_in_place(old: Config, new: Config) -> Config:
             kept.setdefault(row.section, {})[row.key] = getattr(getattr(old, row.section), row.key)
     sections = {name: msgspec.structs.replace(getattr(new, name), **values) for name, values in kept.items()}
     return msgspec.structs.replace(new, **sections)
+
+
+def with_number_of(old: Config, new: Config) -> Config:
+    """`new`, but for the number of workers: that is as in `old`."""
+    engine = msgspec.structs.replace(new.engine, workers=old.engine.workers)
+    return msgspec.structs.replace(new, engine=engine)

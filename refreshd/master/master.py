@@ -1,8 +1,8 @@
-"""The master process: it owns the listener and the workers, and does what `slots` and `rolls` decide.
+"""The master process: it owns the listener and the workers, and has done what `slots` and `moves` decide.
 
 One loop, no threads. What there is to do with worker processes is in `crew`, what
 operators may ask for in `reloads`; what is held for life in `holdings`. Here all of it
-meets: what happens is told to who decides, and what is decided is done.
+meets: what happens is told to who decides, and what is decided is done (`deeds`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
 from setproctitle import setproctitle
@@ -25,28 +25,19 @@ from refreshd.master.briefing import Briefing
 from refreshd.master.children import Child, by_others, check_module, describe_exit
 from refreshd.master.console import Console
 from refreshd.master.crew import Crew
+from refreshd.master.deeds import Deeds, about
 from refreshd.master.herald import Herald
 from refreshd.master.holdings import Holdings, hold_on, take_hold
 from refreshd.master.loop import READ, Loop, Signals
+from refreshd.master.moves import Moves
 from refreshd.master.notify import Notifier
 from refreshd.master.operations import Operations
 from refreshd.master.processes import IllegalTransition, Seat, State, Timing
 from refreshd.master.reexec import Saved, adopt_fds, children_of, command_line, restore
 from refreshd.master.rehearsal import Rehearsal
 from refreshd.master.reloads import Reloads
-from refreshd.master.rolls import (
-    Action,
-    Ended,
-    HandOver,
-    Introduce,
-    Pin,
-    Rolled,
-    Rolls,
-    TellInherit,
-    TellResume,
-)
-from refreshd.master.slots import Kill, Phase, Spawn, Supervisor, TellStop, Up
-from refreshd.scoreboard import row_of
+from refreshd.master.slots import Phase, Supervisor
+from refreshd.scoreboard import WORKERS_MAX, row_of
 from wire.errors import Refused
 
 _MEASURE_EVERY_S = 1.0
@@ -79,16 +70,15 @@ class Master:
     ) -> None:
         self._module = worker_module
         self._cpus = sorted(os.sched_getaffinity(0))
-        self._workers = config.engine.workers or min(len(self._cpus), 64)
-        if saved is not None:
-            self._workers = len(saved.slots)
+        # Those there are count: a reload may have failed to change their number.
+        workers = self.workers_for(config) if saved is None else len(saved.slots)
         self._saved = saved
         self._command = command_line() if saved is None else saved.command
         if timing is None:
             timing = Timing(heartbeat_timeout_s=config.engine.heartbeat_timeout_s)
-        self._supervisor = Supervisor(self._workers, timing)
-        self._rolls = Rolls(self._supervisor)
-        self._briefing = Briefing(config, self._workers)
+        self._supervisor = Supervisor(workers, timing)
+        self._moves = Moves(self._supervisor)
+        self._briefing = Briefing(config, workers)
         operations = None
         if saved is not None:
             restore(self._supervisor, saved)
@@ -97,7 +87,6 @@ class Master:
         self._reloads = Reloads(file, self._briefing, self._supervisor, self, operations)
         self._rehearsal: Rehearsal | None = None
         self._measure_at = 0.0
-        self._started_at = time.monotonic()
         self._interrupted = False
         self._title = ""
         self._on_signal: dict[signal.Signals, Callable[[], None]] = {
@@ -111,6 +100,7 @@ class Master:
         self._signals: Signals
         self._holdings: Holdings
         self._crew: Crew
+        self._deeds: Deeds
         self._admin: AdminServer
         self._herald: Herald
 
@@ -131,7 +121,7 @@ class Master:
         with ExitStack() as stack:
             self._open(stack)
             if self._saved is None:
-                self._do([*self._supervisor.start()])
+                self._deeds.do([*self._supervisor.start()])
             else:
                 self._adopt(self._saved)
             while self._supervisor.phase is not Phase.ENDED:
@@ -165,7 +155,7 @@ class Master:
         stack.callback(notifier.close)
         self._herald = Herald(notifier)
         if self._saved is None:
-            self._holdings = take_hold(engine, self._workers)
+            self._holdings = take_hold(engine, self._briefing.workers)
         else:
             adopt_fds(self._saved)
             self._holdings = hold_on(engine, self._saved.holdings)
@@ -174,6 +164,7 @@ class Master:
         self._loop = Loop()
         stack.callback(self._loop.close)
         self._crew = Crew(self._loop, self, self._module, self._holdings.for_workers, self._cpus)
+        self._deeds = Deeds(self._supervisor, self._moves, self._crew, self._briefing, self._reloads)
         console = Console(self._supervisor, self._crew.children, self._holdings.scoreboard, self._reloads)
         self._admin = AdminServer(self._loop, self._holdings.admin, console)
         stack.callback(self._admin.close)
@@ -189,12 +180,11 @@ class Master:
             admin=engine.admin,
             pid=os.getpid(),
             data=engine.data,
-            workers=self._workers,
+            workers=self._briefing.workers,
             lanes=self._holdings.lanes,
             auth=engine.auth,
         )
-        if self._workers > len(self._cpus):
-            log.warning("more workers than CPUs", workers=self._workers, cpus=len(self._cpus))
+        self._compare_with_cpus(self._briefing.workers)
         if engine.http:
             log.info("http is not served yet in this version", address=engine.http)
 
@@ -205,126 +195,67 @@ class Master:
         log.info("workers adopted", pids=[child.pid for child in self._crew.children.values()])
         self._act_on(saved.signals)
 
+    def _compare_with_cpus(self, workers: int) -> None:
+        if workers > len(self._cpus):
+            log.warning("more workers than CPUs", workers=workers, cpus=len(self._cpus))
+
     def _make_room(self, connections_max: int) -> None:
         """Workers that start later inherit the limit of descriptors; those that run raise their own."""
         limit, wanted = descriptors.make_room(connections_max)
         if limit < wanted:
             log.warning("few file descriptors", limit=limit, wanted=wanted)
 
-    # Doing what was decided
-
-    def _do(self, actions: list[Action]) -> None:
-        for action in actions:
-            match action:
-                case Spawn():
-                    self._spawn(action)
-                case TellStop(seat, deadline_s):
-                    self._crew.send(self._crew.children[seat], control.Stop(deadline_s))
-                case Kill(seat, why):
-                    child = self._crew.children[seat]
-                    log.warning("worker killed", **_about(child), why=why)
-                    child.kill()
-                case Up():
-                    took_ms = round((time.monotonic() - self._started_at) * 1000)
-                    log.info("up", workers=self._workers, took_ms=took_ms)
-                case _:
-                    self._do_of_roll(action)
-
-    def _do_of_roll(self, action: Action) -> None:
-        children = self._crew.children
-        match action:
-            case HandOver(old, new):
-                log.info("hand-over begins", **_about(children[new]), from_pid=children[old].pid)
-                self._reloads.rolling(new.slot, "tasks move")
-                self._crew.hand_over(children[old], children[new])
-            case Introduce(seat, succeeds):
-                if succeeds:
-                    self._reloads.rolling(seat.slot, "connections move")
-                self._crew.introduce(children[seat], self._siblings_of(seat), succeeds=succeeds)
-            case TellResume(seat):
-                log.warning("hand-over undone", **_about(children[seat]))
-                self._reloads.rolling(seat.slot, "it failed, the old one takes back what it gave")
-                self._crew.send(children[seat], control.Resume())
-            case TellInherit(seat):
-                log.warning("hand-over cut short", **_about(children[seat]))
-                self._reloads.rolling(seat.slot, "the old one died, the new one takes what is left")
-                self._crew.send(children[seat], control.Inherit())
-            case Pin(seat):
-                self._crew.pin(children[seat])
-            case Rolled(seat, took_ms):
-                log.info("worker rolled", **_about(children[seat]), ms=took_ms)
-                self._reloads.rolled()
-            case Ended():
-                self._reloads.rolls_ended(action, time.monotonic())
-
-    def _spawn(self, spawn: Spawn) -> None:
-        if self._supervisor.phase in (Phase.STOPPING, Phase.ENDED):
-            # An earlier spawn of the same round failed for good.
-            return
-        seat, generation, standby = spawn
-        try:
-            child = self._crew.start(seat, generation)
-        except OSError as error:
-            log.error("worker not started", slot=seat.slot, why=str(error))
-            self._do(self._rolls.spawn_failed(seat, str(error), time.monotonic()))
-            return
-        self._supervisor.spawned(seat, child.pid, generation, time.monotonic())
-        # One that stands by has all CPUs until it has taken over, see rolls.Pin.
-        cpu = None if standby else self._crew.pin(child)
-        log.info("worker started", **_about(child), cpu=cpu, standby=standby)
-        self._crew.send(child, self._briefing.start(spawn))
-        if standby:
-            self._reloads.rolling(seat.slot, "the new one starts")
-        if not standby:
-            self._crew.introduce(child, self._siblings_of(seat))
-
-    def _siblings_of(self, seat: Seat) -> list[Seat]:
-        """Who is in charge of each other slot."""
-        return [slot.seat for slot in self._supervisor.slots if slot.number != seat.slot and slot.process]
-
     # What workers say, see crew.Ears
 
     def heard(self, child: Child, message: control.Message) -> None:
         """A worker said something. Raises: IllegalTransition when that makes no sense."""
-        now, seat, about = time.monotonic(), child.seat, _about(child)
+        now, seat, who = time.monotonic(), child.seat, about(child)
         match message:
             case control.Ready(unfinished, load_ms, version, release):
                 child.version, child.release = version, release
-                log.info("worker ready", **about, unfinished=unfinished, load_ms=load_ms)
-                self._do(self._rolls.ready(seat, version, now))
+                log.info("worker ready", **who, unfinished=unfinished, load_ms=load_ms)
+                self._deeds.do(self._moves.under_way.ready(seat, version, now))
             case control.Failed(why):
-                log.error("worker failed to start", **about, why=why)
+                log.error("worker failed to start", **who, why=why)
                 self._supervisor.ending(seat, why, now)
             case control.Stopping(why):
-                log.info("worker stopping", **about, why=why)
+                log.info("worker stopping", **who, why=why)
                 deadline_s = self._config.engine.stop_deadline_s
                 self._supervisor.ending(seat, why or "said that it stops", now, deadline_s)
             case control.Configured(number, why):
                 self._reloads.configured(seat, number, why, now)
             case _:
-                self._heard_of_roll(child, message, now)
+                self._heard_of_move(child, message, now)
 
-    def _heard_of_roll(self, child: Child, message: control.Message, now: float) -> None:
-        seat, about = child.seat, _about(child)
+    def _heard_of_move(self, child: Child, message: control.Message, now: float) -> None:
+        if self._supervisor.phase is Phase.STOPPING:
+            # A stop has won over what was under way; it may have been said before the worker heard of that.
+            return
+        seat, who = child.seat, about(child)
         match message:
             case control.Given(tasks, took_ms, freeze_ms):
-                log.info("tasks handed over", **about, tasks=tasks, ms=took_ms, longest_freeze_ms=freeze_ms)
-                self._do(self._rolls.given(seat, now))
+                log.info("tasks handed over", **who, tasks=tasks, ms=took_ms, longest_freeze_ms=freeze_ms)
+                self._deeds.do(self._moves.rolls.given(seat, now))
             case control.Moved(connections, closed, took_ms):
-                log.info("connections handed over", **about, moved=connections, closed=closed, ms=took_ms)
-                self._do(self._rolls.moved(seat, now))
+                log.info("connections handed over", **who, moved=connections, closed=closed, ms=took_ms)
+                self._deeds.do(self._moves.under_way.moved(seat, now))
             case control.Declined(why):
-                log.warning("hand-over declined", **about, why=why)
-                self._do(self._rolls.declined(seat, why, now))
+                log.warning("hand-over declined", **who, why=why)
+                self._deeds.do(self._moves.under_way.declined(seat, why, now))
             case control.Resumed(tasks, took_ms):
-                log.info("tasks taken from the store", **about, tasks=tasks, ms=took_ms)
-                self._do(self._rolls.resumed(seat, now))
+                log.info("tasks taken from the store", **who, tasks=tasks, ms=took_ms)
+                self._deeds.do(self._moves.rolls.resumed(seat, now))
+            case control.Remapped(tasks, took_ms):
+                log.info("tasks given to other workers", **who, tasks=tasks, ms=took_ms)
+                self._deeds.do(self._moves.resizes.remapped(seat, now))
+            case control.Routed():
+                self._deeds.do(self._moves.resizes.routed(seat, now))
             case _:
                 raise IllegalTransition(f"a {type(message).__name__}, which is not a worker's to send")
 
     def misbehaved(self, child: Child, why: str) -> None:
         """A worker makes no sense, or cannot be talked to."""
-        self._do([*self._supervisor.kill(child.seat, why)])
+        self._deeds.do([*self._supervisor.kill(child.seat, why)])
 
     def lost(self, child: Child) -> None:
         """A worker closed its control socket."""
@@ -334,9 +265,10 @@ class Master:
         """A worker is gone and reaped."""
         now, how = time.monotonic(), describe_exit(status)
         self._holdings.scoreboard.clear(row_of(*child.seat))
-        asked = self._supervisor.phase is Phase.STOPPING or self._rolls.expects_the_end_of(child.seat)
-        (log.info if asked else log.warning)("worker ended", **_about(child), how=how)
-        self._do(self._rolls.exited(child.seat, how, by_others=by_others(status), now=now))
+        under_way = self._moves.under_way
+        asked = self._supervisor.phase is Phase.STOPPING or under_way.expects_the_end_of(child.seat)
+        (log.info if asked else log.warning)("worker ended", **about(child), how=how)
+        self._deeds.do(under_way.exited(child.seat, how, by_others=by_others(status), now=now))
         self._reloads.gone(child.seat, now)
 
     # What a reload needs, see reloads.Hands
@@ -347,7 +279,16 @@ class Master:
 
     def roll(self, slots: list[int]) -> None:
         """Rolls these slots, one after the other."""
-        self._do(self._rolls.start(slots, time.monotonic()))
+        self._deeds.do(self._moves.rolls.start(slots, time.monotonic()))
+
+    def workers_for(self, config: Config) -> int:
+        """How many workers a configuration means on this machine."""
+        return config.engine.workers or min(len(self._cpus), WORKERS_MAX)
+
+    def resize(self, workers: int) -> None:
+        """Goes for so many slots."""
+        self._compare_with_cpus(workers)
+        self._deeds.do(self._moves.resizes.start(workers, time.monotonic()))
 
     def use(self, old: Config, new: Config) -> None:
         """Takes over what of a new configuration is the master's own."""
@@ -405,8 +346,8 @@ class Master:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self._do([*self._supervisor.tick(now, self._beat_of)])
-        self._do(self._rolls.tick(now))
+        self._deeds.do([*self._supervisor.tick(now, self._beat_of)])
+        self._deeds.do(self._moves.tick(now))
         if self._rehearsal is not None:
             self._rehearsal.tick(now)
         self._admin.tick(now)
@@ -444,7 +385,7 @@ class Master:
         """A stop wins over whatever operators asked for. Returns the time."""
         now = time.monotonic()
         self._cancel_rehearsal()
-        self._rolls.stop()
+        self._moves.stop()
         self._reloads.stop(now)
         return now
 
@@ -452,16 +393,16 @@ class Master:
         if self._supervisor.phase in (Phase.BOOTING, Phase.UP):
             deadline_s = self._config.engine.stop_deadline_s
             log.info("stopping", by="SIGTERM", deadline_s=deadline_s)
-            self._do([*self._supervisor.stop(self._stop_all_else(), deadline_s)])
+            self._deeds.do([*self._supervisor.stop(self._stop_all_else(), deadline_s)])
 
     def _on_interrupt(self) -> None:
         now = self._stop_all_else()
         if self._interrupted:
             log.info("stopping at once", by="a second SIGINT")
-            self._do([*self._supervisor.stop_now(now)])
+            self._deeds.do([*self._supervisor.stop_now(now)])
         else:
             log.info("stopping fast", by="SIGINT")
-            self._do([*self._supervisor.stop_fast(now)])
+            self._deeds.do([*self._supervisor.stop_fast(now)])
         self._interrupted = True
 
     def _on_hangup(self) -> None:
@@ -476,8 +417,3 @@ class Master:
             self._reloads.start_upgrade()
         except Refused as refused:
             log.error("upgrade refused", by="SIGUSR2", why=refused.msg)
-
-
-def _about(child: Child) -> Mapping[str, object]:
-    """What tells a worker process from others, for the log."""
-    return {"slot": child.seat.slot, "pid": child.pid, "generation": child.generation}

@@ -41,6 +41,14 @@ class Timing(NamedTuple):
     connect_timeout_s: float = 60.0
     # As loading at a start, but clients wait meanwhile.
     takeback_timeout_s: float = 120.0
+    # A new worker has nothing to load; one that has just died there may have.
+    grow_timeout_s: float = 60.0
+    # As a hand-over: half of all tasks and more change their owner.
+    remap_timeout_s: float = 300.0
+    # Until requests that are on their way have arrived; clients wait meanwhile.
+    route_timeout_s: float = 30.0
+    # Proxies get a moment to finish, then connections move as in a hand-over.
+    retire_timeout_s: float = 60.0
     configure_timeout_s: float = 10.0
     # Importing everything, twice, on a busy machine.
     rehearsal_timeout_s: float = 30.0

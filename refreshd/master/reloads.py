@@ -2,20 +2,27 @@
 
 A reload reads and checks the whole configuration before it touches anything:
 
-    CHECKING ──► CONFIGURING ──► ROLLING ──► done
-                 what takes      what needs new workers, or nothing at
-                 effect in       all has changed (then new workers are
-                 place           what was asked for): one slot at a time
+    CHECKING ──► CONFIGURING ──► ROLLING ──► RESIZING ──► done
+                 what takes      one slot    another number of
+                 effect in       at a time   workers: shards move
+                 place
+
+What needs new workers rolls them, and so does a reload when nothing at all has
+changed: then new workers are what was asked for.
 
 An upgrade is checked by the code that is on disk, in a rehearsal, as only that knows
 what its configuration may say. Then the master re-executes itself, and the code that
 it became rolls all workers, with the configuration as it is then:
 
-    REHEARSING ──► REHEARSED ──► (re-execution) ──► RESUMED ──► ROLLING ──► done
+    REHEARSING ──► REHEARSED ──► (re-execution) ──► RESUMED ──► ROLLING ──► RESIZING ──► done
 
 A step is left out when there is nothing for it to do. What fails before ROLLING has
 changed nothing; if a slot cannot be rolled, those before it stay, those behind it are
 not touched, and the reason is the operation's outcome.
+
+The number comes last: a configuration with which no worker starts is found out by the
+roll, which costs nothing then, and workers that come start with what others have begun to
+serve with. What is in force says the number that there is, so a reload of the same file tries again.
 """
 
 from __future__ import annotations
@@ -31,16 +38,16 @@ from refreshd.changes import Changes, compare
 from refreshd.config import Config, to_plain
 from refreshd.config_file import ConfigFile
 from refreshd.errors import ConfigError
-from refreshd.master.briefing import Briefing, only_in_place
+from refreshd.master.briefing import Briefing, only_in_place, with_number_of
 from refreshd.master.operations import Kind, Operation, Operations, config_refused
 from refreshd.master.processes import Seat, State
+from refreshd.master.resizes import Over
 from refreshd.master.rolls import Ended
 from refreshd.master.slots import Phase, Supervisor
-from refreshd.toml_lines import TomlLines
 from wire.errors import Refused
 
 _RETRY_MS = 1000
-# Their number is not a setting that a worker has.
+# It is the master's: no worker has to be replaced for it.
 _NUMBER = "engine.workers"
 
 log = logs.get()
@@ -54,6 +61,12 @@ class Hands(Protocol):
 
     def roll(self, slots: list[int]) -> None:
         """Rolls them; `Reloads.rolled` and `Reloads.rolls_ended` will be told."""
+
+    def workers_for(self, config: Config) -> int:
+        """How many workers a configuration means on this machine."""
+
+    def resize(self, workers: int) -> None:
+        """Goes for so many; `Reloads.settled` and `Reloads.resize_over` will be told."""
 
     def use(self, old: Config, new: Config) -> None:
         """The master's own settings may have changed."""
@@ -72,6 +85,7 @@ class _Stage(enum.Enum):
     RESUMED = "resumed"
     CONFIGURING = "configuring"
     ROLLING = "rolling"
+    RESIZING = "resizing"
 
 
 class _Plan(NamedTuple):
@@ -79,11 +93,16 @@ class _Plan(NamedTuple):
 
     config: Config
     changes: Changes
+    workers: int
+    """How many there will be."""
+    was: int
+    """How many there are."""
 
     @property
-    def needs_workers(self) -> bool:
+    def needs_new_workers(self) -> bool:
         """Whether a reload must roll: a setting wants it, or new workers are all that it can be about."""
-        return bool(self.changes.workers) or self.changes.is_empty
+        of_settings = set(self.changes.workers) - {_NUMBER}
+        return bool(of_settings) or (self.changes.is_empty and self.workers == self.was)
 
 
 class Reloads:
@@ -168,10 +187,10 @@ class Reloads:
         """What the file says now. Raises: ConfigError when a reload cannot bring it about."""
         text, config = self._file.read()
         changes = compare(self._briefing.config, config)
-        faults = changes.restart_faults(text) + _number_faults(changes, text)
+        faults = changes.restart_faults(text)
         if faults:
             raise ConfigError(faults)
-        return _Plan(config, changes)
+        return _Plan(config, changes, self._hands.workers_for(config), len(self._supervisor.slots))
 
     def _begin(self, now: float) -> None:
         operation = self.operations.begin(now, _unix_ms())
@@ -184,7 +203,7 @@ class Reloads:
             if self._plan.changes.in_place:
                 self._configure(now)
             else:
-                self._roll_or_be_done(now)
+                self._roll_if_needed(now)
 
     def _has_plan(self, now: float) -> bool:
         """Reads the configuration for the running operation, which fails if that cannot be used."""
@@ -243,7 +262,7 @@ class Reloads:
             return
         self._due_at = math.inf
         log.info("in place", settings=self._plan.changes.in_place)
-        self._roll_or_be_done(now)
+        self._roll_if_needed(now)
 
     def _undo(self, why: str, now: float) -> None:
         """Not every worker took it: all shall have what they had."""
@@ -251,21 +270,32 @@ class Reloads:
         self._tell_config()
         self._fail(why, now)
 
-    def _roll_or_be_done(self, now: float) -> None:
-        if self._plan.needs_workers:
+    def _roll_if_needed(self, now: float) -> None:
+        if self._plan.needs_new_workers:
             self._roll()
         else:
-            self._done(now)
+            self._resize_if_needed(now)
 
     def _roll(self) -> None:
         self._stage = _Stage.ROLLING
-        self._briefing.wanted = self._plan.config
+        self._briefing.wanted = with_number_of(self._briefing.config, self._plan.config)
         self._hands.roll([slot.number for slot in self._supervisor.slots])
 
-    def _done(self, now: float) -> None:
+    def _resize_if_needed(self, now: float) -> None:
+        if self._plan.workers == self._plan.was:
+            self.settled()
+            self._done(now)
+        else:
+            self._stage = _Stage.RESIZING
+            self._hands.resize(self._plan.workers)
+
+    def _done(self, now: float, losses: tuple[str, ...] = ()) -> None:
         parts = [self._plan.changes.summary()]
         if self._n_rolled:
             parts.append(f"{self._n_rolled} workers rolled")
+        if self._plan.workers != self._plan.was:
+            parts.append(f"{self._plan.was} → {self._plan.workers} workers")
+        parts += losses
         running = self.operations.running
         if running is not None and running.kind is Kind.UPGRADE:
             parts.insert(0, f"release {__version__}")
@@ -313,18 +343,34 @@ class Reloads:
             number, total = self._n_rolled + 1, len(self._supervisor.slots)
             self.operations.step(f"rolling worker {slot} ({number} of {total}): {what}")
 
+    def step(self, text: str) -> None:
+        """Says what is being done, if it is done for an operation."""
+        if self.operations.running is not None:
+            self.operations.step(text)
+
     def rolled(self) -> None:
         """A slot was rolled: workers can start with the configuration, so that all may have it."""
         self._n_rolled += 1
-        self._put_in_force(self._plan.config)
+        self._put_in_force(with_number_of(self._briefing.config, self._plan.config))
 
     def rolls_ended(self, ended: Ended, now: float) -> None:
         """All slots were rolled, or one could not be."""
         if ended.failed is None:
-            self._done(now)
+            self._resize_if_needed(now)
             return
         total = len(self._supervisor.slots)
         self._fail(f"worker {ended.failed}: {ended.why} ({len(ended.rolled)} of {total} rolled)", now)
+
+    def settled(self) -> None:
+        """There are as many workers as the configuration says, which is in force as a whole by that."""
+        self._put_in_force(self._plan.config)
+
+    def resize_over(self, over: Over, now: float) -> None:
+        """The number of workers was changed, or could not be."""
+        if over.failed:
+            self._fail("; ".join((over.failed, *over.losses)), now)
+        else:
+            self._done(now, over.losses)
 
     def tick(self, now: float) -> None:
         """Begins what waits, and ends what takes too long."""
@@ -343,16 +389,6 @@ class Reloads:
         """The engine stops: nothing that is under way or waits will be done."""
         self.operations.fail_all("the engine stops", now, _unix_ms())
         self._rest()
-
-
-def _number_faults(changes: Changes, text: str) -> list[str]:
-    lines = TomlLines(text)
-    return [
-        f"line {lines.of(*change.path)}: {change.name}: {change.text} needs a restart of the engine: this "
-        "version cannot change the number of its workers while it runs yet"
-        for change in changes.all
-        if change.name == _NUMBER
-    ]
 
 
 def _shown(operation: Operation, now: float) -> Mapping[str, object]:

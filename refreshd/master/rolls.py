@@ -197,7 +197,7 @@ class Roll:
         """Starts N, once O serves."""
         if self.step is not Step.WAITING or not self._is_ready(self.old):
             return []
-        if fault := _version_fault(self._supervisor.at(self.old)):
+        if fault := version_fault(self._supervisor.at(self.old)):
             return self._give_up(fault)
         self._move("begin")
         # N's boot is bounded by the supervisor.
@@ -216,7 +216,7 @@ class Roll:
             return self.begin(now)
         if self.step is not Step.BOOT or not self._is_ready(self.new):
             return []
-        if fault := _version_fault(self._supervisor.at(self.new)):
+        if fault := version_fault(self._supervisor.at(self.new)):
             return self._give_up(fault)
         if not self._is_ready(self.old):
             return self._give_up("the old worker is on its way out")
@@ -344,7 +344,8 @@ def _not_taken(timing: Timing) -> str:
     return f"it had not read its tasks from the store within {timing.takeback_timeout_s:g} s"
 
 
-def _version_fault(process: Process) -> str:
+def version_fault(process: Process) -> str:
+    """Why this worker, which is ready, cannot be told what a hand-over needs; "" if it can."""
     if process.version == control.VERSION:
         return ""
     return (

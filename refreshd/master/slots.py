@@ -6,8 +6,9 @@ the states of a process.
 
 The engine as a whole is BOOTING until every slot was READY at one time, then UP,
 then STOPPING (asked to, or a slot could not boot), and ENDED with the last process.
+While it is UP slots come and go (`resizes.py`): one that GOES does so with its last process.
 
-Three rules say what a death leads to:
+Four rules say what a death leads to:
   1. Until a slot was ever ready, an engine that is BOOTING takes its end for a
      *boot failure*: trying again would not help, so all stop. (Killed by somebody
      with KILL or TERM it says nothing about the code, and is tried a few times.)
@@ -17,6 +18,8 @@ Three rules say what a death leads to:
      before (FAULTS.md 1); what cannot even start may take its time.
   3. The new process starts when nobody is left in the slot, as nobody may write for a
      shard that another owns.
+  4. In a slot that COMES or GOES no death is answered, and nowhere while shards are
+     between owners (`hold`): who decided so says what happens then.
 """
 
 from __future__ import annotations
@@ -42,6 +45,14 @@ class Phase(enum.Enum):
     UP = "up"
     STOPPING = "stopping"
     ENDED = "ended"
+
+
+class Part(enum.Enum):
+    """What a slot is to the engine, whose number of slots may be about to change."""
+
+    COMES = "comes"
+    STAYS = "stays"
+    GOES = "goes"
 
 
 class Spawn(NamedTuple):
@@ -81,6 +92,7 @@ class Slot:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.part = Part.STAYS
         self.side = 0
         """The side of who is in charge, or was last."""
         self.processes: dict[int, Process] = {}
@@ -128,6 +140,8 @@ class Supervisor:
         """Of the newest process."""
         self.silent_s = 0.0
         """The longest that the loop of a ready worker has not turned, at the last tick."""
+        self._holds = False
+        """Whether nobody is started, as shards are between owners."""
         self._ticked_at = math.inf
         self._resumed_at = -math.inf
 
@@ -150,6 +164,11 @@ class Supervisor:
         return process
 
     # What happened to a process
+
+    def wants(self, seat: Seat) -> bool:
+        """Whether a process that was to be started still shall be: one of the same round may have failed."""
+        is_there = seat.slot < len(self.slots) and self.slots[seat.slot].part is not Part.GOES
+        return is_there and self.phase not in (Phase.STOPPING, Phase.ENDED)
 
     def spawned(self, seat: Seat, pid: int, generation: int, now: float) -> None:
         """There is a process in the seat."""
@@ -218,6 +237,9 @@ class Supervisor:
         """Nobody is in charge of the slot any more."""
         if self.phase is Phase.STOPPING:
             return self._maybe_ended()
+        if slot.part is not Part.STAYS:
+            self._drop_who_is_gone()
+            return []
         booting = self.phase is Phase.BOOTING and not slot.ever_ready
         if booting and not (by_others and slot.failures < BOOT_KILLS_MAX):
             self.boot_fault = f"worker {slot.number} could not start: {why}"
@@ -255,6 +277,39 @@ class Supervisor:
         process.kill_by(kill_at, why)
         return [TellStop(seat, told_s)]
 
+    # Another number of slots
+
+    def grow(self, slots: int) -> list[Action]:
+        """There will be so many slots: those that are not there yet COME, each with its first process."""
+        new = [Slot(number) for number in range(len(self.slots), slots)]
+        for slot in new:
+            slot.part = Part.COMES
+        self.slots += new
+        return [Spawn(slot.seat, self._next_generation()) for slot in new]
+
+    def hold(self) -> None:
+        """Every slot STAYS, but shards are between owners: nobody is started until `release`."""
+        self._holds = True
+        for slot in self.slots:
+            slot.part = Part.STAYS
+
+    def release(self, slots: int, now: float) -> list[Action]:
+        """Shards have their owners again, in so many slots: the others go, and deaths are answered."""
+        self._holds = False
+        self.let_go(slots)
+        return self._due_spawns(now)
+
+    def let_go(self, slots: int) -> None:
+        """All but the first so many slots GO."""
+        for slot in self.slots[slots:]:
+            slot.part = Part.GOES
+        self._drop_who_is_gone()
+
+    def _drop_who_is_gone(self) -> None:
+        # From the end, as a slot's number is its place.
+        while self.slots[-1].part is Part.GOES and not self.slots[-1].processes:
+            self.slots.pop()
+
     # Time
 
     def tick(self, now: float, beat_of: Callable[[Seat], float]) -> list[Action]:
@@ -279,7 +334,7 @@ class Supervisor:
 
     def _due_spawns(self, now: float) -> list[Action]:
         actions: list[Action] = []
-        if self.phase in (Phase.STOPPING, Phase.ENDED):
+        if self._holds or self.phase in (Phase.STOPPING, Phase.ENDED):
             return actions
         for slot in self.slots:
             if not slot.processes and now >= slot.start_at:

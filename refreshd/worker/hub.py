@@ -274,7 +274,10 @@ class Hub:
         """Connects a stream with who is at its other end."""
         stream.setblocking(False)
         await self.loop.connect_accepted_socket(lambda: sibling, stream)
-        if not sibling.succeeds and not self.moves.hears_siblings_elsewhere:
+        if sibling.slot >= 0 and sibling.slot not in self.rows:
+            # It has left for good meanwhile.
+            self.sibling_retired(sibling.slot)
+        elif not sibling.succeeds and not self.moves.hears_siblings_elsewhere:
             sibling.listen()
 
     def sibling_retired(self, slot: int) -> None:
@@ -282,6 +285,8 @@ class Hub:
         self.rows.pop(slot, None)
         self.handing.forget(slot)
         self.mesh.forget(slot)
+        # What it was asked others own by now.
+        self.mesh.ask_held()
 
     def mesh_hand(self, slot: int, payload: bytes) -> None:
         """See `mesh.MeshOwner`."""
@@ -359,19 +364,19 @@ class Hub:
 
     async def save_proxy(self, row: ProxyRow) -> None:
         """Keeps a proxy that registered, in every lane of this worker. Raises: Refused, `unavailable`."""
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             saver.batch.proxies.append(row)
             await self._saved(saver)
 
     async def forget_proxy(self, name: str) -> None:
         """Takes a proxy out of this worker's lanes. Raises: Refused, `unavailable`."""
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             saver.batch.forgotten.append(name)
             await self._saved(saver)
 
     async def catch_up(self) -> None:
         """Waits until what the savers have is on stable storage, or refused."""
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             if saver.in_flight or saver.waiting:
                 try:
                     await self._saved(saver)
@@ -402,7 +407,7 @@ class Hub:
         for connection in list(self.connections.values()):
             connection.push(b"!drain\n")
         saved = True
-        for saver in self.engine.savers.values():
+        for saver in list(self.engine.savers.values()):
             seconds = max(end - self.loop.time(), 0.1)
             saved = await saver.close(seconds, handed_over=self.moves.has_given_all) and saved
         for connection in list(self.connections.values()):

@@ -321,8 +321,12 @@ class Mesh:
             return await asked.answer
 
     async def ask_all(self, line: bytes, deadline_s: float) -> list[bytes]:
-        """Asks every sibling, and a successor. Raises: TimeoutError when one does not answer."""
-        return list(await asyncio.gather(*(self.ask(slot, line, deadline_s) for slot in self._all())))
+        """Asks every sibling, and a successor. Raises: TimeoutError when one does not answer.
+
+        One that goes for good meanwhile has nothing to say.
+        """
+        answers = await asyncio.gather(*(self.ask(slot, line, deadline_s) for slot in self._all()))
+        return [answer for answer in answers if answer]
 
     def _all(self) -> list[int]:
         """Who is asked and told what all are: a successor knows what it was given only."""
@@ -483,12 +487,17 @@ class Mesh:
             leaving.close()
 
     def forget(self, slot: int) -> None:
-        """This one is no more, and nobody comes in its place."""
+        """This one is no more, and nobody comes in its place. What it was asked is held, see `ask_held`."""
         if slot in self.others:
             self.others.remove(slot)
         sibling = self.siblings.pop(slot, None)
         if sibling is not None:
             sibling.close()
+            self.owner.mesh_left(slot)
+        for number, entry in list(self._pending[slot].items()):
+            if isinstance(entry.turn.owner, _Asked):
+                self.replied(slot, number, b"")
+        self.hold(slot)
 
     def close(self) -> None:
         """Ends all streams."""

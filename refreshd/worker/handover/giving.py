@@ -74,7 +74,8 @@ class ShardGiver:
     async def _copy_all(self) -> None:
         # Those that are being saved just now are noted once they are.
         tasks = [task for task in self.hub.engine.tasks.values() if task.state is not State.NEW]
-        for saver in self.hub.engine.savers.values():
+        # More may come meanwhile, with shards that another gives.
+        for saver in list(self.hub.engine.savers.values()):
             # What upkeep was under way is done with.
             await saver.call(_nothing)
         await self._copy(tasks)

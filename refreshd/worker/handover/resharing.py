@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -49,16 +50,23 @@ class Resharing:
 
     async def give_all(self, workers: int) -> None:
         """Gives every shard that will be another's. Tells the master how that went."""
+        await self._or_decline(self._give_all(workers))
+
+    async def _or_decline(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            if not isinstance(error, CannotGive | Refused):
+                log.exception("a fault while the number of workers changes")
+            self.hub.say(control.Declined(str(error) or repr(error)))
+
+    async def _give_all(self, workers: int) -> None:
         began = time.monotonic()
         slot = self.hub.shards.slot
         given = 0
-        try:
-            for to in range(workers):
-                if to != slot:
-                    given += await self._give(to, workers)
-        except (CannotGive, Refused) as error:
-            self.hub.say(control.Declined(str(error)))
-            return
+        for to in range(workers):
+            if to != slot:
+                given += await self._give(to, workers)
         self._send_nonces()
         ms = round((time.monotonic() - began) * 1000)
         log.info("shards given to other workers", tasks=given, ms=ms)
@@ -107,7 +115,10 @@ class Resharing:
     # ── routing ───────────────────────────────────────────────────────────────────────────
 
     async def route(self, workers: int) -> None:
-        """Asks the new owners from now on, without overtaking what is on its way to them."""
+        """Asks the new owners, without overtaking what is on its way to them. Tells the master."""
+        await self._or_decline(self._route(workers))
+
+    async def _route(self, workers: int) -> None:
         hub = self.hub
         old = {
             owner

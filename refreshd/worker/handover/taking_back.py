@@ -33,7 +33,6 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
     """
     began = time.monotonic()
     hub.shards.give(shards, HELD)
-    hub.mesh.hold(gone)
     hub.mesh.forget(gone)
     tasks = 0
     lanes = sorted({hub.shards.lane_by_shard[shard] for shard in shards})

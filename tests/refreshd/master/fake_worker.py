@@ -151,6 +151,20 @@ class FakeWorker:
                 self.note(inherit=True)
                 if self.step("inherit"):
                     control.send(self.control, control.Resumed(7, 1))
+            case control.Remap(workers):
+                self.note(remap=workers)
+                if self.step("remap"):
+                    control.send(self.control, control.Remapped(7, 1))
+            case control.Route(workers):
+                self.note(route=workers)
+                if self.step("route"):
+                    control.send(self.control, control.Routed())
+            case control.Retire(workers):
+                self.note(retire=workers)
+                if self.step("retire"):
+                    control.send(self.control, control.Moved(3, 0, 1))
+            case control.Left(slot):
+                self.note(left=slot)
             case control.Drain(on):
                 self.note(drain=on)
             case control.Configure(number, config):

@@ -51,14 +51,6 @@ def test_what_needs_a_restart_is_named_and_all_is_refused(engine: Engine) -> Non
     assert pids(engine) == before
 
 
-def test_another_number_of_workers_is_refused_for_now(engine: Engine) -> None:
-    engine.configure("", workers=3)
-    assert engine.request("reload")["msg"] == (
-        f"{engine.config}: line 5: engine.workers: 2 → 3 needs a restart of the engine: this version cannot "
-        "change the number of its workers while it runs yet"
-    )
-
-
 def test_a_boot_and_a_stop_are_no_time_for_it(make_engine: MakeEngine) -> None:
     engine = make_engine(settings="stop_deadline_s = 100\n")
     engine.behave(1, "hang")

@@ -254,6 +254,34 @@ def test_who_waits_too_long_is_cut_off() -> None:
     assert [heard[2] for heard in owner.heard if heard[0] == "request"] == [[b"b"]]
 
 
+def test_one_that_is_no_more_owes_nothing() -> None:
+    """What clients asked of it is this worker's to answer by now; of what all are asked, its part is none."""
+
+    async def test() -> None:
+        mesh = a_mesh(workers=3, loop=asyncio.get_running_loop())
+        connect(mesh, a_mesh(slot=1))
+        join(mesh, 2)
+        client = Client()
+        turn = Turn(client)
+        turn.parts.append(b"")
+        mesh.forward(2, turn, [0], [b"abc"], b"7 client key", plain=True)
+        turn.release()
+        asked = asyncio.create_task(mesh.ask_all(b"def", 30))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert mesh.waiting == 2
+        mesh.forget(2)
+        assert await asked == [b"fed\n"]
+        assert client.replies == [b"cba\n"]
+        assert (mesh.waiting, mesh.others) == (0, [1])
+        owner: Any = mesh.owner
+        assert owner.heard[-2:] == [("left", 2), ("request", b"7 client key", [b"abc"], True, module.HELD)]
+        mesh.forget(2)
+        assert owner.heard[-2][0] == "left"
+
+    asyncio.run(test())
+
+
 def test_asking_on_ones_own_behalf() -> None:
     async def test() -> None:
         mesh = a_mesh(workers=2, loop=asyncio.get_running_loop())

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
+from pathlib import Path
+
 import pytest
 
+from refreshd import control
+from refreshd.worker.handover import frames
+from refreshd.worker.hub import Hub
 from tests.peer.fake_proxy import FakeProxy
 from tests.peer.raw import Peer
 from tests.peer.waiting import wait_until
 from tests.refreshd.worker.handover.test_handover import Pipeliner
 from tests.refreshd.worker.handover.workers import Workers
+from tests.refreshd.worker.test_configuring import Bench, until
+from wire.errors import Refused
 
 
 @pytest.mark.parametrize("steps", [(1, 3, 2), (2, 4, 1)], ids=str)
@@ -67,3 +77,33 @@ def test_a_watcher_at_a_worker_that_goes_is_told() -> None:
                 if push.fields["state"] == "cancelled":
                     told[push.fields["task_id"]] = push
             assert watcher.ok("ping")
+
+
+def test_what_comes_late_begins_no_other_change(tmp_path: Path) -> None:
+    async def work(hub: Hub) -> None:
+        now_s = time.monotonic()
+        hub.mesh_hand(1, frames.encode(frames.Nonces([(now_s, "acme", "n1")])))
+        assert (hub.resharing, hub.engine.moving) == (None, False)
+        with pytest.raises(Refused, match="nonce"):
+            hub.nonces.use("acme", "n1", now_s)
+
+    bench = Bench(tmp_path)
+    bench.run(bench.config(), work)
+
+
+def test_who_has_left_before_it_was_met_is_not_waited_for(tmp_path: Path) -> None:
+    async def work(hub: Hub) -> None:
+        pairs = [
+            socket.socketpair(socket.AF_UNIX, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+        ]
+        (stream, theirs), (packets, theirs_too) = pairs
+        hub.sibling(control.Peer(1, 7), stream, packets)
+        hub.sibling_retired(1)
+        await until(lambda: not hub._background)
+        assert hub.mesh.others == []
+        await asyncio.wait_for(hub.siblings.stats(), 30)
+        for sock in (theirs, theirs_too):
+            sock.close()
+
+    bench = Bench(tmp_path)
+    bench.run(bench.config(), work)
