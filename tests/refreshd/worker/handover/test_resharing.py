@@ -83,7 +83,7 @@ def test_what_comes_late_begins_no_other_change(tmp_path: Path) -> None:
     async def work(hub: Hub) -> None:
         now_s = time.monotonic()
         hub.mesh_hand(1, frames.encode(frames.Nonces([(now_s, "acme", "n1")])))
-        assert (hub.resharing, hub.engine.moving) == (None, False)
+        assert (hub.moves.resharing, hub.engine.moving) == (None, False)
         with pytest.raises(Refused, match="nonce"):
             hub.nonces.use("acme", "n1", now_s)
 
