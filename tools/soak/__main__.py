@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ _QUICK = Plan(
     seconds=30.0, warm_s=2.0, growth_max=0.5, pause_s=(0.2, 1.0), rate=5_000, clients=60, proxies=20
 )
 _SEEDS = 1_000_000
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{plan.clients} clients, {plan.proxies} proxies, {plan.rate:,} tasks/s, seed {plan.seed}", flush=True
     )
+    # Ended from outside it must leave no engine behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     try:
         found = soak(plan)
     except (SoakError, BenchError, OSError, TimeoutError) as error:
