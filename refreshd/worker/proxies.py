@@ -322,18 +322,21 @@ class Proxies:
         self.hub.pusher.due(link)
 
     def reported(self, link: Link, missing: list[bytes], ms: int | None) -> None:
-        """Passes on reports for tasks that live at siblings; those nobody has any more are finished."""
-        if not missing:
-            return
-        shards = self.hub.shards
-        by_owner: dict[int, list[bytes]] = {}
+        """Passes on reports for tasks that live at siblings."""
         for task_id in missing:
             self._free_relayed(link, task_id)
+        self._tell_owners(link.name, [task_id for task_id in missing if is_id(task_id)], ms)
+
+    def _tell_owners(self, name: str, ids: list[bytes], ms: int | None) -> None:
+        """Passes on a report to whoever has the tasks; what is this worker's and not here is finished."""
+        shards = self.hub.shards
+        by_owner: dict[int, list[bytes]] = {}
+        for task_id in ids:
             owner = shards.owner(task_id)
-            if owner != shards.slot and is_id(task_id):
+            if owner != shards.slot:
                 by_owner.setdefault(owner, []).append(task_id)
-        for owner, ids in by_owner.items():
-            self.hub.mesh.tell(_done_line(link.name, ids, ms), owner)
+        for owner, some in by_owner.items():
+            self.hub.mesh.tell(_done_line(name, some, ms), owner)
 
     def pass_on_one(self, link: Link, task_id: bytes, values: dict[str, Any]) -> None:
         """As `reported`, for a report that is about one task."""
@@ -351,16 +354,17 @@ class Proxies:
             self._free(link, relayed[0])
 
     def report_passed_on(self, raw: bytes) -> None:
-        """A report that a proxy gave to a sibling."""
+        """A report that a proxy gave to a sibling, which may not know yet that a task has a new owner."""
         line = parse(raw)
         name = line.fields["proxy"]
         if line.fields["state"] == "done":
-            ms = line.fields.get("ms")
-            self.done(name, [item.encode() for item in line.items or ()], int(ms) if ms else None)
+            ms = int(line.fields["ms"]) if line.fields.get("ms") else None
+            missing = self.done(name, [item.encode() for item in line.items or ()], ms)
+            self._tell_owners(name, missing, ms)
             return
         task_id = line.fields["task_id"].encode()
         owner = self.hub.shards.owner(task_id)
-        if owner in GIVEN:
+        if owner != self.hub.shards.slot:
             self.hub.mesh.tell(raw, owner)
             return
         task = self.hub.engine.tasks.get(task_id)

@@ -91,6 +91,26 @@ def test_what_comes_late_begins_no_other_change(tmp_path: Path) -> None:
     bench.run(bench.config(), work)
 
 
+def test_a_report_that_comes_to_the_old_owner_goes_on_to_the_new_one(tmp_path: Path) -> None:
+    """From a sibling that still asks the old one."""
+    reports = (
+        b"report proxy=p1 state=done ms=7 -- t1 t2",
+        b"report proxy=p1 state=failed task_id=t1 done=0 failed=1 error=",
+    )
+
+    async def work(hub: Hub) -> None:
+        told: list[tuple[bytes, int | None]] = []
+        hub.mesh.tell = lambda line, slot=None: told.append((line, slot))  # type: ignore[method-assign]
+        hub.begin_moving()
+        hub.shards.give(range(64), 3)
+        for report in reports:
+            hub.siblings.told(2, report)
+        assert told == [(report, 3) for report in reports]
+
+    bench = Bench(tmp_path)
+    bench.run(bench.config(), work)
+
+
 def test_who_has_left_before_it_was_met_is_not_waited_for(tmp_path: Path) -> None:
     async def work(hub: Hub) -> None:
         pairs = [
