@@ -37,7 +37,7 @@ _POSTED_BY = Shape(8, 64)
 # What is rendered and posted at a time: lines take memory too.
 _CHUNK = 100_000
 _FAR = 4_000_000_000
-_AWAY = proxies.Row("away", "away", 0)
+_AWAY = proxies.Row("gone", "away", 0)
 _WORKERS = 2
 _SETTLE_S = 60.0
 _REPLY_DEADLINE_S = 30.0
