@@ -255,6 +255,7 @@ class Mesh:
         self._waiting: defaultdict[int, int] = defaultdict(int)
         self._number = 0
         self._paused: set[int] = set()
+        self._here = _Here(self, HELD)
         self._ways: dict[int, int] = {}
         """Through whom a sibling is asked that is not introduced to this worker, see `go_through`."""
 
@@ -371,9 +372,11 @@ class Mesh:
         kept = self.siblings.get(FROZEN)
         self.hold(FROZEN)
         if isinstance(kept, _Kept):
-            here = _Here(self, HELD)
+            for entry in self._pending[HELD].values():
+                if entry.stream is kept:
+                    entry.stream = self._here
             for frame in kept.frames:
-                here.take(frame)
+                self._here.take(frame)
 
     def hold(self, slot: int) -> None:
         """What is gone for good (or FROZEN) has not answered waits for `ask_held`."""
@@ -385,10 +388,11 @@ class Mesh:
         self._waiting[HELD] += self._waiting.pop(slot, 0)
 
     def ask_held(self) -> None:
-        """The shards are there: answers what was held, oldest first."""
-        here = _Here(self, HELD)
+        """The shards are there: answers what was held, oldest first, and what is being answered only once."""
         for _, entry in sorted(self._pending[HELD].items()):
-            here.take(entry.frame)
+            if entry.stream is not self._here:
+                entry.stream = self._here
+                self._here.take(entry.frame)
 
     def pause(self, slot: int) -> None:
         """What clients ask of a sibling is kept from now on, until `end_pause`."""

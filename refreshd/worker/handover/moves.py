@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from refreshd import control
+from refreshd.errors import StoreError
 from refreshd.shard import PREDECESSOR, SUCCESSOR
 from refreshd.worker.handover import frames
 from refreshd.worker.handover.giver import Giver
@@ -150,6 +151,9 @@ class Moves:
         """A frame of a hand-over. What cannot be understood ends it: the master is told."""
         try:
             self._take(slot, frames.decode(payload))
+        except StoreError as error:
+            why = f"the store cannot be opened for what is handed over: {error}"
+            self._hub.say(control.Failed(why) if slot == PREDECESSOR else control.Declined(why))
         except (WireError, KeyError, ValueError, msgspec.DecodeError) as error:
             log.exception("the hand-over cannot be understood")
             why = f"the hand-over cannot be understood: {error}"

@@ -197,13 +197,15 @@ class Receiver:
     def __len__(self) -> int:
         return len(self._copied)
 
-    def copy(self, frame: Copy) -> None:
+    def copy(self, frame: Copy) -> list[Task]:
         """Makes the tasks. Raises: WireError, KeyError for what is no task."""
         for number, text in frame.plans.items():
             self._plans[number] = Plan.from_text(text)
-        for serial, number, line in frame.tasks:
-            task = self._reader.read(line, self._plans[number], serial)
+        read = self._reader.read
+        tasks = [read(line, self._plans[number], serial) for serial, number, line in frame.tasks]
+        for task in tasks:
             self._copied[task.id] = task
+        return tasks
 
     def adopt(self, frame: Shards) -> int:
         """Takes the tasks into the engine; returns how many. Raises: KeyError for one that was not copied."""

@@ -30,7 +30,9 @@ class ShardTaker:
             case frames.Begin():
                 self._begin(frame)
             case frames.Copy():
-                self._receiver.copy(frame)
+                # Before what is here can be pushed, and end.
+                for lane in {self.hub.shards.lane(task.id) for task in self._receiver.copy(frame)}:
+                    self.hub.saver(lane)
                 reached("copying")
             case frames.Shards():
                 self.hub.engine.clock.turn()

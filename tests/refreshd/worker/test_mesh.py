@@ -254,6 +254,27 @@ def test_who_waits_too_long_is_cut_off() -> None:
     assert [heard[2] for heard in owner.heard if heard[0] == "request"] == [[b"b"]]
 
 
+def test_what_was_held_is_asked_once() -> None:
+    """Its answer may take a commit; were it asked again meanwhile, the repeat could be answered first."""
+    mesh = a_mesh(workers=4, owner=Owner(answers=False))
+    for slot in (1, 2):
+        mesh.pause(slot)
+        turn = Turn(Client())
+        turn.parts.append(b"")
+        mesh.forward(slot, turn, [0], [b"a%d" % slot], b"7 client key", plain=True)
+    for slot in (1, 2):
+        mesh.end_pause(slot)
+    mesh.freeze()
+    turn = Turn(Client())
+    turn.parts.append(b"")
+    mesh.forward(module.FROZEN, turn, [0], [b"frozen"], b"7 client key", plain=True)
+    mesh.thaw_here()
+    mesh.ask_held()
+    owner: Any = mesh.owner
+    assert [heard[2] for heard in owner.heard] == [[b"a1"], [b"a2"], [b"frozen"]]
+    assert mesh.waiting == 3
+
+
 def test_one_that_is_no_more_owes_nothing() -> None:
     """What clients asked of it is this worker's to answer by now; of what all are asked, its part is none."""
 
@@ -271,6 +292,7 @@ def test_one_that_is_no_more_owes_nothing() -> None:
         await asyncio.sleep(0)
         assert mesh.waiting == 2
         mesh.forget(2)
+        mesh.ask_held()
         assert await asked == [b"fed\n"]
         assert client.replies == [b"cba\n"]
         assert (mesh.waiting, mesh.others) == (0, [1])
