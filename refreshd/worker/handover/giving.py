@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 COPY_TASKS = 512
 # How far the copying may be ahead of the other worker.
 COPY_AHEAD_BYTES = 1 << 20
+# The hand-over takes its time: who is served meanwhile must not wait for the CPU. For each moment of copying
+# so many are left to others, and a pause follows each freeze.
+REST = 2
 # As many shards are frozen at a time as hold about this many tasks: some 15 ms here and 10 there.
 STEP_TASKS = 4_096
 # Tasks whose state is sent by one turn of the loop: 3 ms here, and 2 ms there.
@@ -84,7 +87,9 @@ class ShardGiver:
     async def _copy(self, tasks: list[Task]) -> None:
         """Copies tasks while they are served, a few a turn of the loop."""
         for at in range(0, len(tasks), COPY_TASKS):
+            began = time.monotonic()
             self.talk.send(self._copier.copy(tasks[at : at + COPY_TASKS]))
+            await asyncio.sleep(REST * (time.monotonic() - began))
             await self._room()
 
     async def _room(self) -> None:
@@ -123,7 +128,9 @@ class ShardGiver:
         hub.mesh.thaw(self.talk.slot)
         reached("owned")
         await self.talk.synced()
-        self.longest_freeze_s = max(self.longest_freeze_s, time.monotonic() - frozen_at)
+        took_s = time.monotonic() - frozen_at
+        self.longest_freeze_s = max(self.longest_freeze_s, took_s)
+        await asyncio.sleep(took_s / REST)
 
     async def _freeze(self, step: list[int]) -> float:
         """Freezes shards, with nothing of them on its way into the store or out of it. Returns when.
