@@ -52,6 +52,8 @@ class Handing:
         self._listener: socket.socket | None = None
         self._packets: dict[int, socket.socket] = {}
         """The socket on which each sibling is sent what is for it."""
+        self._handed_on: dict[int, tuple[int, int]] = {}
+        """Sibling → (connections it showed, how many it was handed since then)."""
         self._leaving: list[socket.socket] = []
         """Sockets of siblings' predecessors: only read."""
         self._listens = False
@@ -129,6 +131,7 @@ class Handing:
                 return
             slot = self._emptier_sibling()
             if slot is not None and self.send(slot, control.Adopt("client", peer), sock.fileno(), b""):
+                self._note_handed_on(slot)
                 return
             self.serve(sock.detach(), admin=False, rest=b"")
 
@@ -136,12 +139,28 @@ class Handing:
         """A sibling that has clearly fewer connections than this worker."""
         hub = self._hub
         rows = {slot: hub.scoreboard.read(hub.rows[slot]) for slot in self._packets if slot in hub.rows}
-        accepting = {slot: row.connections for slot, row in rows.items() if row.accepting}
+        accepting = {
+            slot: row.connections + self._on_their_way(slot, row.connections)
+            for slot, row in rows.items()
+            if row.accepting
+        }
         if not accepting:
             return None
         slot = min(accepting, key=accepting.__getitem__)
         own = len(hub.connections)
         return slot if own > accepting[slot] + max(_SLACK, own // 8) else None
+
+    def _on_their_way(self, slot: int, shown: int) -> int:
+        """Connections that were handed on to a sibling since it last showed another number of them.
+
+        One that is busy would else be given all that come, and more than it has descriptors for.
+        """
+        before, sent = self._handed_on.get(slot, (shown, 0))
+        return sent if before == shown else 0
+
+    def _note_handed_on(self, slot: int) -> None:
+        shown = self._hub.scoreboard.read(self._hub.rows[slot]).connections
+        self._handed_on[slot] = (shown, self._on_their_way(slot, shown) + 1)
 
     def serve(self, fd: int, *, admin: bool, rest: bytes) -> None:
         """Serves the connection behind a descriptor, beginning with bytes that were read from it."""
