@@ -234,6 +234,8 @@ def test_a_wrong_configuration(cache: FakeCache) -> None:
 
 
 def test_code_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = psutil.Process().children()
+
     async def test() -> None:
         monkeypatch.setattr(upgrade, "REHEARSAL_S", 0.5)
         script = "import sys, time; print('so far', file=sys.stderr, flush=True); time.sleep(60)"
@@ -241,7 +243,8 @@ def test_code_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
             await upgrade.rehearse([sys.executable, "-c", script])
 
     run(test())
-    assert psutil.Process().children() == []
+    # Other tests' servers may be there, too.
+    assert set(psutil.Process().children()) <= set(before)
 
 
 def test_last_words_are_bounded() -> None:

@@ -142,6 +142,7 @@ def _proxies(tasks: list[Task], log: Log, cursors: dict[str, Any]) -> Proxies:
     }
     engine = SimpleNamespace(
         tasks={task.id: task for task in tasks},
+        moving=False,
         clock=SimpleNamespace(wall_ms=0),
         counters=SimpleNamespace(pairs=0),
         layer_done=log.remove,

@@ -101,7 +101,7 @@ def test_a_report_that_comes_to_the_old_owner_goes_on_to_the_new_one(tmp_path: P
     async def work(hub: Hub) -> None:
         told: list[tuple[bytes, int | None]] = []
         hub.mesh.tell = lambda line, slot=None: told.append((line, slot))  # type: ignore[method-assign]
-        hub.begin_moving()
+        hub.moves.begin()
         hub.shards.give(range(64), 3)
         for report in reports:
             hub.siblings.told(2, report)
