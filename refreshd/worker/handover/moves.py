@@ -41,6 +41,7 @@ class Moves:
         """Set while it takes over from its predecessor."""
         self.resharing: Resharing | None = None
         """Set while the number of workers changes."""
+        self._retires = False
         self.on_taken: Callable[[], None] = lambda: None
         """Called once this worker has taken over."""
 
@@ -112,8 +113,8 @@ class Moves:
 
     @property
     def has_given_all(self) -> bool:
-        """Whether the successor has everything."""
-        return self.giver is not None and self.giver.has_ended
+        """Whether others have everything, the lanes of the store among it."""
+        return self._retires or (self.giver is not None and self.giver.has_ended)
 
     @property
     def hears_siblings_elsewhere(self) -> bool:
@@ -141,6 +142,7 @@ class Moves:
 
     def retire(self, workers: int) -> None:
         """Gives the connections to the workers that stay."""
+        self._retires = True
         self._hub.stopping = True
         self._hub.show()
         self._hub.background(retire(self._hub, workers))
