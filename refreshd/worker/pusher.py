@@ -182,6 +182,18 @@ class Pusher:
         link.relay.extend(pushes)
         self.due(link)
 
+    def own(self, ids: Iterable[bytes]) -> None:
+        """Siblings gave us these to push, and they are this worker's by now: it pushes them itself."""
+        own = frozenset(ids)
+        for link in self.links.values():
+            for task_id in own.intersection(link.relayed):
+                link.freed(link.relayed.pop(task_id)[0])
+            if link.relay:
+                kept = [push for push in link.relay if push.task_id not in own]
+                link.relay.clear()
+                link.relay.extend(kept)
+            self.due(link)
+
     def forget_sibling(self, slot: int) -> None:
         """A sibling died: what it gave us to push is pushed again by its successor.
 

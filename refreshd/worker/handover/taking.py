@@ -37,6 +37,7 @@ class ShardTaker:
             case frames.Shards():
                 self.hub.engine.clock.turn()
                 self._receiver.adopt(frame)
+                self.hub.pusher.own(task[0] for group in frame.groups for task in group.tasks)
             case frames.Owned():
                 self._own(frame)
             case frames.Sync():

@@ -142,6 +142,19 @@ def test_a_sibling_that_died(core: Core) -> None:
     assert wire.pushed == [b"x", b"other"]
 
 
+def test_what_came_from_a_sibling_and_is_ours_now_counts_no_more(core: Core) -> None:
+    wire = Wire()
+    session = core.connect("a0", 2, wire)
+    core.pusher.relay(session.link, [relayed(b"x"), relayed(b"y"), relayed(b"z"), relayed(b"w")])
+    core.loop.run()
+    assert wire.pushed == [b"x", b"y"]
+    core.pusher.own([b"x", b"z", b"unheard of"])
+    core.loop.run()
+    assert wire.pushed == [b"x", b"y", b"w"]
+    assert session.link.outstanding == 2
+    assert set(session.link.relayed) == {b"y", b"w"}
+
+
 def test_a_sibling_cancels(core: Core) -> None:
     wire = Wire()
     session = core.connect("a0", 1, wire)
