@@ -14,7 +14,7 @@ from refreshd.master.processes import Seat
 from refreshd.master.reloads import Reloads
 from refreshd.master.resizes import Doing, Over, Settled, Tell
 from refreshd.master.rolls import Ended, HandOver, Introduce, Pin, Rolled, TellInherit, TellResume
-from refreshd.master.slots import Kill, Spawn, Supervisor, TellStop, Up
+from refreshd.master.slots import Kill, Part, Spawn, Supervisor, TellStop, Up
 
 log = logs.get()
 
@@ -103,8 +103,9 @@ class Deeds:
             self.do(self._moves.under_way.spawn_failed(seat, str(error), time.monotonic()))
             return
         self._supervisor.spawned(seat, child.pid, generation, time.monotonic())
-        # One that stands by has all CPUs until it has taken over, see rolls.Pin.
-        cpu = None if standby else self._crew.pin(child)
+        # One that boots beside others who serve has all CPUs until it does, too: see rolls.Pin.
+        is_beside = standby or self._supervisor.slots[seat.slot].part is Part.COMES
+        cpu = None if is_beside else self._crew.pin(child)
         log.info("worker started", **about(child), cpu=cpu, standby=standby)
         self._crew.send(child, self._briefing.start(spawn))
         if standby:

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from refreshd import control
 from refreshd.master import slots
 from refreshd.master.processes import IllegalTransition, Seat, State
-from refreshd.master.rolls import version_fault
+from refreshd.master.rolls import Pin, version_fault
 from refreshd.master.slots import Supervisor
 
 
@@ -113,7 +113,7 @@ class Over(NamedTuple):
     losses: tuple[str, ...]
 
 
-Action = slots.Action | Doing | Tell | Settled | Over
+Action = slots.Action | Pin | Doing | Tell | Settled | Over
 
 
 class Resize:
@@ -173,7 +173,8 @@ class Resize:
         for process in self._supervisor.processes():
             if fault := version_fault(process):
                 return self._retreat(fault, now)
-        actions = self._move("all ready")
+        new = [Pin(slot.seat) for slot in self._supervisor.slots[self.old :]]
+        actions = [*self._move("all ready"), *new]
         self._supervisor.hold()
         return actions + self._tell_all(control.Remap(self.new), self._timing.remap_timeout_s, now)
 

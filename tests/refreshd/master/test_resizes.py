@@ -10,6 +10,7 @@ from refreshd import control
 from refreshd.control import Left, Remap, Retire, Route
 from refreshd.master.processes import IllegalTransition, Seat, State, Timing
 from refreshd.master.resizes import Action, Doing, Over, Resizes, Settled, Step, Tell
+from refreshd.master.rolls import Pin
 from refreshd.master.slots import Kill, Part, Phase, Spawn, Supervisor, TellStop
 
 TIMING = Timing()
@@ -138,7 +139,7 @@ def test_more_workers_step_by_step() -> None:
     assert world.parts == [Part.STAYS, Part.STAYS, Part.COMES, Part.COMES]
     assert world.say("ready", THIRD) == []
     everybody = (FIRST, SECOND, THIRD, FOURTH)
-    assert world.say("ready", FOURTH) == world.tellings(Remap(4), *everybody)
+    assert world.say("ready", FOURTH) == [Pin(THIRD), Pin(FOURTH), *world.tellings(Remap(4), *everybody)]
     assert world.parts == [Part.STAYS] * 4
     assert world.say("remapped", FOURTH, SECOND, THIRD) == []
     assert world.say("remapped", FIRST) == world.tellings(Route(4), *everybody)
@@ -203,7 +204,7 @@ def test_who_is_just_being_replaced_is_waited_for() -> None:
     world.die(FIRST)
     assert world.do(world.resizes.start(3, world.now)) == [Spawn(THIRD, 3)]
     assert world.say("ready", THIRD) == []
-    assert world.say("ready", FIRST) == world.tellings(Remap(3), FIRST, SECOND, THIRD)
+    assert world.say("ready", FIRST) == [Pin(THIRD), *world.tellings(Remap(3), FIRST, SECOND, THIRD)]
 
 
 def test_who_serves_and_dies_while_new_ones_start_is_replaced_as_always() -> None:
@@ -211,7 +212,7 @@ def test_who_serves_and_dies_while_new_ones_start_is_replaced_as_always() -> Non
     world.say("ready", THIRD)
     assert world.die(SECOND) == [Spawn(SECOND, 4)]
     assert world.say("ready", FOURTH) == []
-    assert world.say("ready", SECOND)[0] == Tell(FIRST, Remap(4))
+    assert world.say("ready", SECOND)[2] == Tell(FIRST, Remap(4))
 
 
 def test_a_new_one_that_does_not_start_takes_the_others_with_it() -> None:

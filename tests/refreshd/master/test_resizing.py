@@ -51,6 +51,7 @@ def test_more_workers(engine: Engine) -> None:
         (start,) = starts(engine, slot)
         assert (start["workers"], start["standby"], start["side"]) == (2, False, 0)
         assert (told(engine, slot, "remap"), told(engine, slot, "route")) == ([4], [4])
+        assert start["cpus"] == ([CPUS[slot % len(CPUS)]] if slot < 2 else CPUS)
         assert os.sched_getaffinity(start["pid"]) == {CPUS[slot % len(CPUS)]}
         peers = {*told(engine, slot, "peer")}
         assert peers == {0, 1, 2, 3} - {slot}
