@@ -269,7 +269,8 @@ hands over.
 file first: if anything in it is wrong, or has changed and needs a restart, nothing is changed, and each
 fault is told with its line. What takes effect "at a reload" does so in the workers that run; "with new
 workers" means that these are replaced one at a time by successors that take over every task and connection.
-Clients and proxies notice neither.
+For another number of `workers` none is replaced: some come or go, and tasks and connections move to those
+that have them then. Clients and proxies notice none of it.
 
 But for those who could not come in any more as they did: they are told `!drain`, get the answers to what
 they have asked, and are disconnected. That is whoever has no signature where `auth` wants one by now, or a

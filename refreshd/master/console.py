@@ -12,7 +12,7 @@ from refreshd import __version__, control
 from refreshd.master.children import Child
 from refreshd.master.operations import REMEMBERED_MAX, Operation, Operator
 from refreshd.master.processes import Process, Seat, State
-from refreshd.master.slots import Phase, Slot, Supervisor
+from refreshd.master.slots import Part, Phase, Slot, Supervisor
 from refreshd.scoreboard import Scoreboard, row_of
 from wire.errors import Refused
 from wire.lines import Line, Value, carriable, format_line, format_refused
@@ -109,7 +109,10 @@ class Console:
         rows: list[dict[str, Value]] = []
         for slot in self._supervisor.slots:
             in_charge, beside = slot.process, slot.processes.get(1 - slot.side)
-            rows.append(self._row(slot, in_charge, now) if in_charge else _nobody(slot))
+            if in_charge is not None:
+                rows.append(self._row(slot, in_charge, now))
+            elif slot.part is not Part.GOES:
+                rows.append(_nobody(slot))
             if beside is not None:
                 rows.append(self._row(slot, beside, now))
         return format_line("ok", {"n": len(rows)}) + b"".join(format_line("+", row) for row in rows)
@@ -155,9 +158,9 @@ class Console:
 
 def _role(slot: Slot, process: Process) -> str:
     """What the process is to its slot; the words are those of PROTOCOL.md."""
-    if process.state in (State.STOPPING, State.KILLED):
+    if process.state in (State.STOPPING, State.KILLED) or slot.part is Part.GOES:
         return "leaving"
-    if process.state is State.STARTING:
+    if process.state is State.STARTING or slot.part is Part.COMES:
         return "standby"
     if process.seat == slot.seat:
         return "serving"

@@ -145,6 +145,25 @@ def test_the_rows_of_workers(bench: Bench) -> None:
     ]
 
 
+def test_slots_that_come_and_go(bench: Bench) -> None:
+    def shown() -> list[tuple[str, str]]:
+        return [(row["worker"], row["role"]) for row in bench.rows(b"list_workers")[2:]]
+
+    bench.supervisor.grow(4)
+    for slot in (2, 3):
+        bench.spawned(Seat(slot), 4720 + slot, 2)
+        bench.supervisor.ready(Seat(slot), control.VERSION, 0.0)
+    assert shown() == [("2", "standby"), ("3", "standby")]
+    bench.supervisor.hold()
+    assert shown() == [("2", "serving"), ("3", "serving")]
+    bench.supervisor.release(2, 0.0)
+    assert shown() == [("2", "leaving"), ("3", "leaving")]
+    bench.supervisor.exited(Seat(2), "exit status 0", by_others=False, now=1.0)
+    assert shown() == [("3", "leaving")]
+    bench.supervisor.exited(Seat(3), "exit status 0", by_others=False, now=1.0)
+    assert shown() == []
+
+
 def test_a_slot_that_is_handed_over_has_two_rows(bench: Bench) -> None:
     def shown() -> list[tuple[str, str, str]]:
         return [(row["pid"], row["state"], row["role"]) for row in bench.rows(b"list_workers")[:2]]
