@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from refreshd.task import State
+from wire import SHARDS
+
+ALL_SHARDS = frozenset(range(SHARDS))
 
 TaskRow = tuple[int, bytes, int, bytes]
 """(serial, id, plan number, body): an accepted task, written before it is acknowledged.
@@ -52,7 +55,7 @@ class Batch:
         self.forgotten: list[str] = []
         """Names of proxies to take out."""
         self.low = 0
-        """All tasks with smaller serials have a result that was committed before."""
+        """All tasks with smaller serials that this worker owns have a result that was committed before."""
 
     def __len__(self) -> int:
         return len(self.tasks) + len(self.results) + len(self.proxies) + len(self.forgotten)
@@ -98,8 +101,10 @@ class Lane(Protocol):
     def take_ids(self, shards: frozenset[int]) -> list[IdEntry]:
         """Takes out, for another process, what `Reader.find` may not know yet of these shards.
 
+        It is noted first that it left; when that cannot be written, nothing was taken.
         `finished_serial` goes on to find it here, for questions that are under
-        way, until `index_some` has come to its end.
+        way, until `index_some` has come to its end or `Reader.find` knows all of it.
+        Raises: StoreUnavailable, StoreFailed, StoreDamaged.
         """
 
     def give_ids(self, entries: Iterable[IdEntry]) -> None:
@@ -109,9 +114,10 @@ class Lane(Protocol):
         until all that another process took out was given.
         """
 
-    def index_some(self) -> bool:
-        """Does a bounded piece of finding again the ids that a process which died had not written yet.
+    def index_some(self, shards: frozenset[int] = ...) -> bool:
+        """Does a bounded piece of finding again the ids of these shards that a dead process had in memory.
 
+        When no more is left, all that had finished at the first call is found here or by `Reader.find`.
         Returns whether more is left. Commits may go in between.
         Raises: StoreUnavailable, StoreFailed, StoreDamaged.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -17,8 +17,11 @@ BUSY_TIMEOUT_S = 5.0
 # 550 ms for a commit (p99 80 to 190), and one that commits without a pause kept the other out for
 # 3 s. With this p99 is 20 to 24 ms, what it is for one alone; a lock on a file is no better.
 BUSY_STEP_S = 0.0005
-# A quarter of this is what a lane's hot pages take at a million tasks.
-CACHE_KIB = 65_536
+# Pages of its own that a connection keeps. The kernel keeps the file, too: at 3,000,000 finished tasks with
+# random ids a row that is written costs the same with 4, 8, 16 and 64 MiB (25 to 33 µs, whichever), and
+# the last is what a worker would grow to, over days.
+WRITER_CACHE_KIB = 8_192
+READER_CACHE_KIB = 2_048
 
 
 def translated(error: sqlite3.Error) -> StoreError:
@@ -40,12 +43,12 @@ def translated(error: sqlite3.Error) -> StoreError:
 _UNSYNCED = frozenset({"SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC", "SQLITE_IOERR_CORRUPTFS"})
 
 
-def connect(path: Path) -> sqlite3.Connection:
+def connect(path: Path, cache_kib: int = WRITER_CACHE_KIB) -> sqlite3.Connection:
     """A connection in which every statement is a transaction, unless one was begun. Raises: sqlite3.Error."""
     connection = sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=64
     )
-    connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+    connection.execute(f"PRAGMA cache_size=-{cache_kib}")
     connection.execute("PRAGMA temp_store=MEMORY")
     return connection
 
@@ -65,23 +68,46 @@ def begin(db: sqlite3.Connection) -> None:
         time.sleep(BUSY_STEP_S)
 
 
-def low_key(slot: int, sharers: Sequence[int]) -> str:
+def from_key(slot: int, sharers: Iterable[int]) -> str:
     """Under which key of `meta` one of the workers that share a lane says its `low`."""
-    return f"low {slot} of {','.join(map(str, sharers))}"
+    return f"{_FROM} {slot} of {','.join(map(str, sharers))}"
 
 
 def stored_low(db: sqlite3.Connection) -> int:
-    """All tasks of the lane with smaller serials are finished: what every sharer said, of any time.
+    """All tasks of the lane with smaller serials are finished, or are stragglers.
 
+    That is what every sharer said, of any time.
     What was true when there were other sharers stays true, so the largest counts.
     """
-    said = dict(db.execute("SELECT key, value FROM meta WHERE key LIKE 'low %'").fetchall())
-    groups = {key.partition(" of ")[2] for key in said}
-    lows = []
-    for group in groups:
-        slots = [int(slot) for slot in group.split(",")]
-        lows.append(min(said.get(low_key(slot, slots), 0) for slot in slots))
-    return max(lows, default=0)
+    return max(_lows(db, _OLD, _FROM).values(), default=0)
+
+
+def stored_old_low(db: sqlite3.Connection) -> int:
+    """As `stored_low`, and ids of smaller serials are in the index: what sharers without a journal said."""
+    return max(_lows(db, _OLD).values(), default=0)
+
+
+def is_journaled(db: sqlite3.Connection) -> bool:
+    """Whether all that has ended is in the index or in the journal: whether every sharer notes it there.
+
+    A worker says `from`, in place of `low`, once it has all that its predecessor had.
+    """
+    return any(_lows(db, _FROM).values())
+
+
+# `low` is what was said before there was a journal: then no id of a smaller serial was waiting for the index.
+_OLD, _FROM = "low", "from"
+
+
+def _lows(db: sqlite3.Connection, *kinds: str) -> dict[str, int]:
+    """By group of sharers, as it is in the keys: the smallest of what they said, 0 where one said nothing."""
+    groups: dict[str, dict[str, int]] = {}
+    for key, value in db.execute("SELECT key, value FROM meta WHERE key LIKE '% % of %'"):
+        kind, slot, _, group = key.split(" ")
+        if kind in kinds:
+            said = groups.setdefault(group, {})
+            said[slot] = max(said.get(slot, 0), value)
+    return {group: min(said.get(slot, 0) for slot in group.split(",")) for group, said in groups.items()}
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -11,7 +11,7 @@ from zlib import crc32
 from refreshd.errors import StoreDamaged
 from refreshd.shard import SERIAL_MAX
 from refreshd.store.base import ProxyRow, Stored, StoredResult
-from refreshd.store.sqlite_file import connect, stored_low, translated
+from refreshd.store.sqlite_file import READER_CACHE_KIB, connect, stored_low, translated
 from refreshd.task import State
 
 # Rows that are looked at in one read of what is unfinished: 4 ms. A longer one would hold
@@ -40,7 +40,7 @@ class SqliteReader:
     def __init__(self, path: Path) -> None:
         """Raises: StoreUnavailable, StoreDamaged, StoreFailed."""
         try:
-            self._db = connect(path)
+            self._db = connect(path, READER_CACHE_KIB)
             self._db.execute("PRAGMA query_only=1")
         except sqlite3.Error as error:
             raise translated(error) from error

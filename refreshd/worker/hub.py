@@ -130,7 +130,7 @@ class Hub:
         )
         lane_is_made(path)
         if not standby:
-            lane.index_finished()
+            lane.index_finished(self.shards.owned)
         reader = self._readers[number] = SqliteReader(path)
         for row in reader.proxies():
             self.proxies.join(Proxy(row.name, row.group, row.layer, listed=False))

@@ -227,9 +227,12 @@ class Saver:
             return False
         try:
             return self.lane.idle()
-        except StoreError as error:
+        except StoreUnavailable as error:
             log.warning("store upkeep failed", error=str(error))
-            return False
+        except StoreError as error:
+            # As after a commit: nobody knows what is on the disk.
+            self._tell(self._owner.store_failed, error)
+        return False
 
     def _tell(self, call: Callable[..., None], *args: object) -> None:
         try:

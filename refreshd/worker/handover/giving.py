@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from refreshd.errors import StoreError, StoreUnavailable
 from refreshd.shard import FROZEN
 from refreshd.task import State, Task
 from refreshd.worker.handover import frames
@@ -173,7 +174,13 @@ class ShardGiver:
         ids: list[IdEntry] = []
         for lane in {self.hub.shards.lane_by_shard[shard] for shard in step}:
             saver = self.hub.engine.savers[lane]
-            ids += await saver.call(partial(saver.lane.take_ids, frozenset(step)))
+            try:
+                ids += await saver.call(partial(saver.lane.take_ids, frozenset(step)))
+            except StoreUnavailable as error:
+                raise CannotGive(str(error)) from error
+            except StoreError as error:
+                self.hub.engine.store_failed(error)
+                raise
         return ids
 
     async def _send_state(self, step: list[int]) -> Watchers:

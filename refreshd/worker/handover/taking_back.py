@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
     tasks = 0
     lanes = sorted({hub.shards.lane_by_shard[shard] for shard in shards})
     for lane in lanes:
-        await _index(hub, lane)
+        await _find_ids(hub, lane, frozenset(shards))
     async for some in Loader(lambda task_id: hub.shards.owner(task_id) == HELD).slices(_paths(hub, lanes)):
         hub.engine.clock.turn()
         for task in some:
@@ -55,10 +56,10 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
     hub.say(control.Resumed(tasks, ms))
 
 
-async def _index(hub: Hub, lane: int) -> None:
-    """Ids of finished tasks that were in the other's memory come into the index, between commits."""
+async def _find_ids(hub: Hub, lane: int, shards: frozenset[int]) -> None:
+    """Ids of finished tasks that were in the other's memory only come here, between commits."""
     saver = hub.engine.savers[lane]
-    while await saver.call(saver.lane.index_some):
+    while await saver.call(partial(saver.lane.index_some, shards)):
         pass
 
 

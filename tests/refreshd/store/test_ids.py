@@ -22,11 +22,13 @@ class Ids(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(module, "BUCKET_MAX", BUCKET_MAX)
+        self.patch.setattr(module, "TRAIL", 1 / BUCKETS)
         self.ids = PendingIds()
         self.waiting: dict[bytes, int] = {}
         self.taken: dict[bytes, int] = {}
         self.given = 0
         self.written: dict[bytes, int] = {}
+        self.order_added: list[bytes] = []
         self.serial = 0
 
     def teardown(self) -> None:
@@ -55,6 +57,7 @@ class Ids(RuleBasedStateMachine):
             assert self.ids.get(entry[1]) == entry[2]
         if kept:
             self.ids.settle()
+            self.order_added += [entry[1] for entry in entries]
             self.waiting = {key: held[key] for key in held.keys() - {entry[1] for entry in due}}
             self.written |= {entry[1]: entry[2] for entry in due}
         else:
@@ -87,15 +90,6 @@ class Ids(RuleBasedStateMachine):
         self.ids.forget_taken()
         self.taken = {}
 
-    @rule(serial=st.integers(1, 500), most=st.integers(1, 20))
-    def take_older(self, serial: int, most: int) -> None:
-        self.ids.drain()
-        due = self.ids.take_older(serial, most)
-        assert bool(due) == any(other < serial for other in self.waiting.values())
-        self.ids.settle()
-        self.written |= {entry[1]: entry[2] for entry in due}
-        self.waiting = {key: held for key, held in self.waiting.items() if key not in self.written}
-
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         serials = data.draw(st.sets(st.integers(1, max(self.serial, 1)), max_size=5))
@@ -121,11 +115,28 @@ class Ids(RuleBasedStateMachine):
         assert len(self.ids) == len(self.waiting)
         assert {entry[1]: entry[2] for entry in self.ids.all()} == self.waiting
         assert self.ids.all() == sorted(self.ids.all())
-        assert self.ids.smallest_serial(1 << 62) == min(self.waiting.values(), default=1 << 62)
+        assert all(self.ids.waits((0, *entry)) for entry in self.waiting.items())
+        assert not any(self.ids.waits((0, *entry)) for entry in (self.taken | self.written).items())
+
+    @invariant()
+    def the_first_ones_that_were_added_wait_no_more(self) -> None:
+        assert self.ids.added == len(self.order_added)
+        assert self.waiting.keys().isdisjoint(self.order_added[: self.ids.indexed])
 
     @invariant()
     def what_waits_is_bounded(self) -> None:
         assert len(self.ids) <= BUCKETS * (BUCKET_MAX - 1) + self.given
+
+    @rule()
+    def nothing_is_added_for_a_while(self) -> None:
+        """What is due becomes less, and so does what the journal has to name."""
+        self.ids.drain()
+        for _ in range(BUCKETS + self.given):
+            due = self.ids.add(())
+            self.ids.settle()
+            self.written |= {entry[1]: entry[2] for entry in due}
+        self.waiting = {key: held for key, held in self.waiting.items() if key not in self.written}
+        assert self.ids.added - self.ids.indexed <= BUCKET_MAX
 
 
 TestIds = Ids.TestCase
@@ -161,3 +172,25 @@ def test_however_many_are_given_they_are_written_in_bounded_pieces(
         pytest.fail("what is due never becomes less")
     assert len(set(written)) == len(written)
     assert len(written) + len(ids) == entries
+
+
+def test_ids_that_lie_in_one_bucket_do_not_make_the_journal_grow() -> None:
+    """As those would that somebody makes up to lie there."""
+    ids = PendingIds()
+    ids.add([(number << 26, b"first-%d" % number, number) for number in range(BUCKETS)])
+    ids.settle()
+    bound = module.TRAIL * BUCKETS * module.BUCKET_MAX
+    for at in range(1_000, 400_000, 1_000):
+        ids.add([(s, b"%d" % s, s) for s in range(at, at + 1_000)])
+        ids.settle()
+        assert ids.added - ids.indexed <= bound + (BUCKETS + 1) * 1_000
+
+
+def test_random_ids_leave_a_short_journal() -> None:
+    ids = PendingIds()
+    longest = 0
+    for at in range(0, 300_000, 100):
+        ids.add([(crc32(b"%d" % s), b"%d" % s, s) for s in range(at, at + 100)])
+        ids.settle()
+        longest = max(longest, ids.added - ids.indexed)
+    assert longest < 1.4 * BUCKETS * module.BUCKET_MAX
