@@ -1,4 +1,4 @@
-"""`python -m tools.soak [--seconds N | --reloads N --upgrades N] [--only NAME,…] [--quick] [--seed N]`."""
+"""`python -m tools.soak [--seconds N | --reloads N --upgrades N] [--only NAME,…] [--quick] …`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tools.bench.errors import BenchError
 from tools.soak.actions import ACTIONS
@@ -30,7 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(only) - set(ACTIONS):
         _parser().error(f"no action is called {', '.join(sorted(unknown))}; wanted {', '.join(ACTIONS)}")
     plan = _QUICK if args.quick else Plan()
-    given = {"seconds": args.seconds, "rate": args.rate, "workers": args.workers}
+    given: dict[str, Any] = {"seconds": args.seconds, "rate": args.rate, "workers": args.workers}
+    if args.pause is not None:
+        given["pause_s"] = (args.pause / 2, args.pause)
     plan = plan._replace(
         only=only,
         counts=+Counter({"reload": args.reloads, "upgrade": args.upgrades}),
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--upgrades", type=int, default=0, metavar="N", help="likewise")
     parser.add_argument("--rate", type=int, metavar="N", help="tasks a second")
     parser.add_argument("--workers", type=int, metavar="N")
+    parser.add_argument("--pause", type=float, metavar="SECONDS", help="between two actions, at most")
     parser.add_argument("--seed", type=int, metavar="N", help="the same actions again")
     parser.add_argument("--json", type=Path, default=Path(".bench/soak.json"), metavar="FILE")
     return parser

@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     """What to do. With `counts`, so many of each, in any order; else until `seconds` are over."""
 
     seconds: float = 600.0
-    # By then a new worker's caches are full (64 MiB a lane), so that memory can be compared.
+    # By then a new worker's caches are full (8 MiB a lane), so that memory can be compared.
     warm_s: float = 45.0
     # How much more descriptors and memory may be at the end.
     growth_max: float = 0.02
