@@ -19,6 +19,7 @@ from zlib import crc32
 
 from refreshd.errors import StoreFailed
 from refreshd.shard import first_serial
+from refreshd.store import sqlite_index as index
 from refreshd.store import sqlite_journal as journal
 from refreshd.store.base import ALL_SHARDS, Batch, IdEntry, TaskRow
 from refreshd.store.ids import PendingIds
@@ -88,6 +89,10 @@ class SqliteLane:
         self._sweeps_left = 0
         self._sweep_at = 0
         self._finding: tuple[frozenset[int], Iterator[None]] | None = None
+        self._recent = 0
+        """About how many entries the upper level of the index has, once that was counted."""
+        self._is_recent_counted = False
+        self._merge_at: int | None = None
         self._trimmed = 0
         self._unheld: list[int] = []
         """Given by a process that may not have noted them in the journal."""
@@ -162,14 +167,9 @@ class SqliteLane:
             self._db.execute("DELETE FROM proxy WHERE name=?", (name,))
 
     def _index(self, entries: Sequence[IdEntry]) -> None:
-        """Writes entries into the index of ids. Of two tasks the later counts; what is there costs a look."""
-        insert(
-            self._db,
-            "INSERT INTO finished VALUES",
-            entries,
-            "ON CONFLICT (crc, id) DO UPDATE SET serial = excluded.serial"
-            " WHERE excluded.serial > finished.serial",
-        )
+        """Writes entries into the index of ids."""
+        index.add(self._db, entries)
+        self._recent += len(entries)
 
     def _known(self, tasks: Sequence[TaskRow]) -> dict[bytes, int]:
         """Those of the tasks' ids that belong to finished tasks, with their serials."""
@@ -178,19 +178,13 @@ class SqliteLane:
         known = self._known_waiting(tasks)
         if not self._any_finished:
             # Asked each time: another process may have written the first one.
-            self._any_finished = self._db.execute("SELECT 1 FROM finished LIMIT 1").fetchone() is not None
+            self._any_finished = index.any_entry(self._db)
             if not self._any_finished:
                 return known
         wanted = {row[1]: crc32(row[1]) for row in tasks}
-        for some in filled(list(wanted.values())):
-            marks = ",".join("?" * len(some))
-            # Joined: an id may outlive its task for a while, see _sweep_ids.
-            query = (
-                f"SELECT finished.id, serial FROM finished JOIN task USING (serial) WHERE crc IN ({marks})"  # noqa: S608 (marks)
-            )
-            for task_id, serial in self._db.execute(query, some):
-                if task_id in wanted:
-                    known[task_id] = serial
+        for task_id, serial in index.known(self._db, list(wanted.values())):
+            if task_id in wanted:
+                known[task_id] = serial
         return known
 
     def _known_waiting(self, tasks: Sequence[TaskRow]) -> dict[bytes, int]:
@@ -367,7 +361,13 @@ class SqliteLane:
         """Drops a few tasks that are past their retention, notes stragglers. See `base.Lane`."""
         self._drain()
         try:
-            more = [self._drop_some(), self._note_stragglers(), self._clear_journal(), self._write_full()]
+            more = [
+                self._drop_some(),
+                self._note_stragglers(),
+                self._clear_journal(),
+                self._write_full(),
+                self._merge_some(),
+            ]
             self._journaled = self._journaled or is_journaled(self._db)
             return any(more)
         except sqlite3.Error as error:
@@ -397,19 +397,11 @@ class SqliteLane:
         return bool(serials or self._sweeps_left)
 
     def _sweep_ids(self, before_ms: int) -> None:
-        """Drops the ids of dropped tasks from one stretch of the index, going round it piece by piece.
-
-        Ids are dropped stretch by stretch, not task by task, as neighbours share
-        pages. Until its turn comes an id may outlive its task; `_known` sees that.
-        """
+        """Drops the ids of dropped tasks from a piece of the index, going round it piece by piece."""
         width = (1 << 32) // _SWEEPS
         start = self._sweep_at * width
         self._sweep_at = (self._sweep_at + 1) % _SWEEPS
-        self._db.execute(
-            "DELETE FROM finished WHERE crc >= ? AND crc < ? AND serial < ?"
-            " AND NOT EXISTS (SELECT 1 FROM task WHERE task.serial = finished.serial)",
-            (start, start + width, first_serial(before_ms)),
-        )
+        index.sweep(self._db, start, start + width, first_serial(before_ms))
 
     def _note_stragglers(self) -> bool:
         """Raises `low` past what was accepted long ago, piece by piece. Returns whether more is left."""
@@ -464,6 +456,23 @@ class SqliteLane:
             self._end()
         self._pending.settle()
         return bool(due)
+
+    def _merge_some(self) -> bool:
+        """Merges a piece of the index once its upper level is full. Returns whether more is left."""
+        if self._merge_at is None:
+            self._recent = self._recent if self._is_recent_counted else index.about(self._db)
+            self._is_recent_counted = True
+            if self._recent < index.RECENT_MAX:
+                return False
+            self._merge_at = 0
+        self._begin()
+        merged = index.merge(self._db, self._merge_at)
+        self._end()
+        self._recent -= merged
+        self._merge_at += 1
+        if self._merge_at == index.STRETCHES:
+            self._merge_at = None
+        return self._merge_at is not None
 
     def close(self, *, handed_over: bool = False) -> None:
         """See `base.Lane`."""

@@ -10,6 +10,7 @@ from zlib import crc32
 
 from refreshd.errors import StoreDamaged
 from refreshd.shard import SERIAL_MAX
+from refreshd.store import sqlite_index as index
 from refreshd.store.base import ProxyRow, Stored, StoredResult
 from refreshd.store.sqlite_file import READER_CACHE_KIB, connect, stored_low, translated
 from refreshd.task import State
@@ -102,8 +103,11 @@ class SqliteReader:
 
     def find(self, task_id: bytes, crc: int) -> Stored | None:
         """See `base.Reader`."""
-        rows = self._rows("SELECT serial FROM finished WHERE crc=? AND id=?", (crc, task_id))
-        stored = self.serials([rows[0][0]]) if rows else []
+        try:
+            found = index.find(self._db, task_id, crc)
+        except sqlite3.Error as error:
+            raise translated(error) from error
+        stored = self.serials(found) if found else []
         return stored[0] if stored else None
 
     def serials(self, serials: list[int]) -> list[Stored]:

@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
 from refreshd.fleet import Plan
 from refreshd.shard import SERIAL_MAX, created_ms, first_serial
-from refreshd.store import ids, sqlite, sqlite_file, sqlite_reader, sqlite_rows
+from refreshd.store import ids, sqlite, sqlite_file, sqlite_index, sqlite_reader, sqlite_rows
 from refreshd.store.base import ALL_SHARDS, Batch, ProxyRow, Stored, StoredResult
 from refreshd.store.sqlite import SqliteLane, SqliteReader
 from refreshd.store.sqlite_file import stored_low
@@ -100,6 +100,8 @@ class Store(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(ids, "BUCKET_MAX", 3)
         self.patch.setattr(sqlite_rows, "CHUNKS", (4, 2, 1))
+        self.patch.setattr(sqlite_index, "RECENT_MAX", 4)
+        self.patch.setattr(sqlite_index, "STRETCHES", 16)
         self.patch.setattr(sqlite, "DROP_ROWS", 4)
         self.patch.setattr(sqlite, "_SWEEPS", 2)
         self.patch.setattr(sqlite, "_INDEX_ROWS", 3)
@@ -148,9 +150,7 @@ class Store(RuleBasedStateMachine):
         numbers=st.lists(st.integers(0, 15), max_size=9, unique=True),
         plan=st.sampled_from(PLANS),
         low=st.booleans(),
-        fails=st.sampled_from(
-            [None, None, None, "BEGIN", "INSERT INTO task", "result", "finished", "COMMIT"]
-        ),
+        fails=st.sampled_from([None, None, None, "BEGIN", "INSERT INTO task", "result", "recent", "COMMIT"]),
     )
     def commit(
         self, data: st.DataObject, numbers: list[int], plan: Plan, low: bool, fails: str | None
@@ -366,7 +366,7 @@ class failing:
         return self.faulty.failed > 0
 
 
-STEPS = ["BEGIN", "INTO plan", "INTO task", "INTO result", "INTO finished", "INTO meta", "COMMIT"]
+STEPS = ["BEGIN", "INTO plan", "INTO task", "INTO result", "INTO recent", "INTO meta", "COMMIT"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -495,7 +495,7 @@ def test_upkeep_that_fails_changes_nothing(path: Path, call: str) -> None:
 def test_closing_with_a_full_disk_loses_nothing(path: Path) -> None:
     lane = SqliteLane(path, RETENTION_S)
     lane.commit(end(a_batch(b"t", b"u"), 1, b"t"))
-    with failing(lane, "INTO finished", "SQLITE_FULL"):
+    with failing(lane, "INTO recent", "SQLITE_FULL"):
         lane.close()
     again = SqliteLane(path, RETENTION_S)
     again.index_finished()
@@ -830,7 +830,7 @@ def test_what_was_given_is_written_without_a_commit(path: Path, lane: SqliteLane
             break
     else:
         pytest.fail("upkeep never ends")
-    (written,) = lane._db.execute("SELECT count(*) FROM finished").fetchone()
+    (written,) = lane._db.execute("SELECT count(*) FROM recent").fetchone()
     assert written > 5_000 - ids.BUCKET_MAX
 
 

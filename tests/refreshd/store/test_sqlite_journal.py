@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from refreshd.errors import StoreUnavailable
 from refreshd.shard import first_serial
-from refreshd.store import ids, sqlite, sqlite_journal, sqlite_rows
+from refreshd.store import ids, sqlite, sqlite_index, sqlite_journal, sqlite_rows
 from refreshd.store.base import ALL_SHARDS, Batch, IdEntry
 from refreshd.store.sqlite import SqliteLane, SqliteReader
 from refreshd.store.sqlite_file import is_journaled, stored_low
@@ -88,6 +88,8 @@ class Processes(RuleBasedStateMachine):
         self.patch.setattr(ids, "BUCKET_MAX", 3)
         self.patch.setattr(ids, "TRAIL", 1 / 8)
         self.patch.setattr(sqlite_rows, "CHUNKS", (4, 2, 1))
+        self.patch.setattr(sqlite_index, "RECENT_MAX", 4)
+        self.patch.setattr(sqlite_index, "STRETCHES", 16)
         self.patch.setattr(sqlite, "_LEFT_ROWS", 2)
         self.patch.setattr(sqlite, "STRAGGLE_MS", 20)
         self.patch.setattr(sqlite, "_STRAGGLE_ROWS", 3)
@@ -494,6 +496,7 @@ def test_a_file_of_the_version_before_is_taken_on(path: Path) -> None:
     ended(lane, b"t", b"u")
     lane.commit(a_batch(b"v", first=9))
     lane._db.execute("DROP TABLE ended")
+    lane._db.execute("DROP TABLE recent")
     lane._db.execute("PRAGMA user_version=1")
     lane._db.close()
     again = opened(path)
@@ -511,7 +514,7 @@ def test_an_older_task_of_an_id_does_not_take_the_place_of_the_later_one(path: P
     lane.commit(a_batch(b"t", first=9))
     for serial in (9, 5):
         lane._index([(crc32(b"t"), b"t", serial)])
-    assert lane._db.execute("SELECT serial FROM finished").fetchall() == [(9,)]
+    assert lane._db.execute("SELECT serial FROM recent").fetchall() == [(9,)]
     lane.close()
 
 
