@@ -85,12 +85,15 @@ class ShardMap:
         return sorted({shard % self.workers for shard in range(SHARDS) if self.lane_by_shard[shard] == lane})
 
 
-# A serial is a 63-bit number: 42 bits of Unix milliseconds, 6 of the worker's
-# slot, 15 of sequence. It orders tasks by acceptance over all workers, tells
-# when a task was accepted, and makes rows of the store append only.
-_SEQUENCE_BITS = 15
+# A serial is a 63-bit number: 42 bits of Unix milliseconds, 6 of the engine's number (0 for one that
+# shares its store with no other), 6 of the worker's slot, 9 of sequence. It orders tasks by acceptance
+# over all workers, tells when a task was accepted, and makes rows of the store append only.
+_SEQUENCE_BITS = 9
 _SLOT_BITS = 6
-_MS_SHIFT = _SEQUENCE_BITS + _SLOT_BITS
+_ENGINE_BITS = 6
+_ENGINE_SHIFT = _SEQUENCE_BITS + _SLOT_BITS
+_MS_SHIFT = _ENGINE_SHIFT + _ENGINE_BITS
+ENGINE_MAX = (1 << _ENGINE_BITS) - 1
 SERIAL_MAX = (1 << 63) - 1
 
 
@@ -103,8 +106,8 @@ class SerialClock:
 
     __slots__ = ("_first", "_last")
 
-    def __init__(self, slot: int, last: int = 0, side: int = 0) -> None:
-        self._first = slot << _SEQUENCE_BITS | side
+    def __init__(self, slot: int, last: int = 0, side: int = 0, engine: int = 0) -> None:
+        self._first = engine << _ENGINE_SHIFT | slot << _SEQUENCE_BITS | side
         self._last = 0
         self.after(last)
 
