@@ -5,8 +5,8 @@ closed, and what was amid a transaction is rolled back by the server. Only when 
 COMMIT was sent and not answered the outcome is not known (`Session.is_unsure`);
 everything that is written here is such that it may be done again then.
 
-Statements are text of our own around numbers and hex literals; nothing is ever
-quoted. Several go in one packet, as a round trip costs more than a row.
+Statements are text of our own around numbers and literals that need no escapes
+(see mysql_rows.py). Several go in one packet, as a round trip costs more than a row.
 """
 
 from __future__ import annotations

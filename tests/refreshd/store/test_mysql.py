@@ -331,7 +331,7 @@ def test_the_database_too_refuses_what_does_not_fit(
 def test_a_row_that_no_packet_holds(site: Site, lane: MysqlLane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mysql_connection, "PACKET_BYTES_MAX", 10_000)
     large = a_batch(b"small", b"large")
-    large.tasks[1] = (*large.tasks[1][:3], b"x" * 5_000)
+    large.tasks[1] = (*large.tasks[1][:3], b"x" * 12_000)
     with pytest.raises(StoreUnavailable, match="raise the database's max_allowed_packet"):
         lane.commit(large)
     lane.commit(a_batch(b"small", b"other"))

@@ -121,8 +121,19 @@ def test_ends_are_kept_as_they_are_given(lane: Lane, reader: Reader) -> None:
         assert one.result == (State.FAILED, i, (1 << 32) - 1 - i, (1 << 62) + i, marks[i] or b"")
 
 
-def test_bodies_and_ids_are_kept_as_they_are_given(lane: Lane, reader: Reader) -> None:
-    bodies = [bytes(range(256)), b"'; DROP TABLE task; --", b"\\", "Δ💥".encode(), b"", b"x" * 900_000]
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [bytes(range(256)), b"'; DROP TABLE task; --", b"\\", "Δ💥".encode(), b"", b"x" * 900_000],
+        # A commit in which nothing wants an escape goes as it is.
+        [b"a;b", b'"x"', b"%s %b ?", b"/* -- #", b"`", b"\x01\t\r\n\x1a\x7f", b" ", b"", b"0x41 x"],
+        [b"\0"],
+        [b"it's"],
+        [b"end\\"],
+    ],
+    ids=["odd", "plain", "nul", "quote", "backslash"],
+)
+def test_bodies_and_ids_are_kept_as_they_are_given(lane: Lane, reader: Reader, bodies: list[bytes]) -> None:
     batch = a_batch(*(b"t%d" % i for i in range(len(bodies))), b"T0", b"t0:." + b"x" * 60)
     batch.tasks[: len(bodies)] = [
         (serial, task_id, plan, body)
