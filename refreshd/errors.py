@@ -7,7 +7,9 @@ RefreshdError
 └── StoreError        the store did not do what it was asked
     ├── StoreUnavailable   it may answer later (full disk, locked file); nothing was kept
     ├── StoreDamaged       what is on disk is not what was written
-    └── StoreFailed        it can no longer be trusted (a sync failed): the worker must restart
+    ├── StoreFailed        it can no longer be trusted (a sync failed): the worker must restart
+    ├── StoreFenced        this engine's tasks were given to others: the worker must restart and register anew
+    └── NotLeader          another engine leads by now: what the leader wanted to do was not done
 """
 
 from __future__ import annotations
@@ -47,3 +49,11 @@ class StoreDamaged(StoreError):
 
 class StoreFailed(StoreError):
     """The store can no longer be trusted; the process must end and start anew."""
+
+
+class StoreFenced(StoreError):
+    """This engine was fenced: its epoch is over. Nothing was kept; the process must end and register anew."""
+
+
+class NotLeader(StoreError):
+    """Another engine leads by now. Nothing was changed; whoever asked must stop acting as the leader."""

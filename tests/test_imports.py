@@ -19,6 +19,7 @@ PURE = tuple(
     for name in (
         "config",
         "settings",
+        "mysql_url",
         "toml_lines",
         "errors",
         "task",

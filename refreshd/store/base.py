@@ -69,6 +69,8 @@ class Stored(NamedTuple):
     plan: str
     body: bytes
     result: StoredResult | None
+    owner: int = 0
+    """The number of the engine whose task it is, where several share the store; 0 once it has finished."""
 
 
 class StoredResult(NamedTuple):
@@ -88,8 +90,9 @@ class Lane(Protocol):
         """Keeps the whole batch on stable storage, or nothing of it.
 
         Returns the ids among `batch.tasks` that were known as finished, with
-        their serials: of those the store keeps what it had.
-        Raises: StoreUnavailable, StoreFailed, StoreDamaged.
+        their serials: of those the store keeps what it had. Where several engines
+        share the store, also those that are unfinished tasks of any of them.
+        Raises: StoreUnavailable, StoreFailed, StoreDamaged, StoreFenced.
         """
 
     def finished_serial(self, task_id: bytes) -> int | None:
@@ -163,8 +166,11 @@ class Reader(Protocol):
         its own, while others write; a task that ends meanwhile may still be in it.
         """
 
+    def handed_out(self, first: int, last: int, rows: int = ...) -> Iterator[list[tuple[int, int, bytes]]]:
+        """As `unfinished_slices`, of serials from `first` to `last`: what was given to this engine."""
+
     def find(self, task_id: bytes, crc: int) -> Stored | None:
-        """A finished task by id."""
+        """A finished task by id. Where several engines share the store, also an unfinished one of any."""
 
     def serials(self, serials: list[int]) -> list[Stored]:
         """The tasks with these serials, newest first."""

@@ -6,12 +6,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-from refreshd.errors import StoreDamaged
 from refreshd.shard import SERIAL_MAX
 from refreshd.store import sqlite_index as index
 from refreshd.store.base import ProxyRow, Stored, StoredResult
+from refreshd.store.checks import check_body
 from refreshd.store.sqlite_file import READER_CACHE_KIB, connect, stored_low, translated
 from refreshd.task import State
 
@@ -24,15 +23,6 @@ _STORED = (
     "SELECT task.serial, task.id, plan.text, body, body_crc, state, done, failed, updated_ms, marks"
     " FROM task LEFT JOIN result USING (serial) JOIN plan ON plan.number = task.plan"
 )
-
-
-def _check_body(serial: int, body: bytes, crc: int) -> None:
-    """Raises: StoreDamaged for a request line that is not what was written."""
-    if crc32(body) != crc:
-        raise StoreDamaged(
-            f"the store is damaged: the request line of task {serial} is not what was written; "
-            "stop the engine and restore the data folder"
-        )
 
 
 class SqliteReader:
@@ -78,6 +68,12 @@ class SqliteReader:
         except sqlite3.Error as error:
             raise translated(error) from error
 
+    def handed_out(
+        self, first: int, last: int, rows: int = _SLICE_ROWS
+    ) -> Iterator[list[tuple[int, int, bytes]]]:
+        """See `base.Reader`: nobody else has the files, so nothing is given."""
+        return iter(())
+
     def _unfinished_slice(
         self, table: str, start: int, end: int, rows: int
     ) -> tuple[list[tuple[int, int, bytes]], int | None]:
@@ -98,7 +94,7 @@ class SqliteReader:
             (start, last),
         ).fetchall()
         for serial, _, body, crc in found:
-            _check_body(serial, body, crc)
+            check_body(serial, body, crc)
         return [row[:3] for row in found], last + 1
 
     def find(self, task_id: bytes, crc: int) -> Stored | None:
@@ -147,7 +143,7 @@ class SqliteReader:
     def _stored(self, query: str, values: Sequence[int]) -> list[Stored]:
         stored = []
         for serial, task_id, plan, body, crc, state, *rest in self._rows(query, values):
-            _check_body(serial, body, crc)
+            check_body(serial, body, crc)
             result = None
             if state is not None:
                 done, failed, updated_ms, marks = rest

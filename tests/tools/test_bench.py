@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools.bench import __main__ as bench
-from tools.bench import endtoend, fanout, memory, micro, peers
+from tools.bench import endtoend, fanout, memory, micro, mysql, peers
 from tools.bench.errors import BenchError
 from tools.bench.fleet import Fleet
 from tools.bench.lines import LINE_BYTES, id_of, post_lines
@@ -149,6 +149,15 @@ def test_the_floor_answers_each_line(processes: int) -> None:
 )
 def test_a_peer_acknowledges_each(measure: Callable[[int, Shape], Measured]) -> None:
     assert measure(100, Shape(2, 4)).rate > 0
+
+
+@pytest.mark.needs("mariadbd")
+def test_commits_to_a_database_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mysql, "ROWS", (1_000, 1_000))
+    monkeypatch.setattr(mysql, "_SETTINGS", ())
+    rows = mysql.run(quick=True)
+    assert len(rows) == 4
+    assert all(row.value > 0 and row.cpu_us["engine"] > 0 for row in rows)
 
 
 def test_the_small_figures_are_of_what_the_code_does(monkeypatch: pytest.MonkeyPatch) -> None:

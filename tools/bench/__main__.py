@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.bench import accept, endtoend, fanout, handover, memory, micro, peers
+from tools.bench import accept, endtoend, fanout, handover, memory, micro, mysql, peers
 from tools.bench.errors import BenchError
 from tools.bench.report import Row, table, verdicts, write
 from tools.soak.errors import SoakError
@@ -21,6 +21,7 @@ BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "handover": handover.run,
     "peers": peers.run,
     "micro": micro.run,
+    "mysql": mysql.run,
 }
 
 

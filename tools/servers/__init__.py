@@ -1,4 +1,4 @@
-"""Real caches and an origin, each started privately: own folder, free port, stopped at the end.
+"""Real caches, an origin and a database, each started privately: own folder, free port, stopped at the end.
 
 Plain classes without pytest, for tests, the bench and the demo alike:
 
@@ -11,8 +11,9 @@ Each is up when `start()` (or `with`) returns, and gone, with its folder, when `
 from tools.servers.agent import Agent
 from tools.servers.ats import TrafficServer
 from tools.servers.errors import ServerFailed
+from tools.servers.mariadb import MariaDb
 from tools.servers.origin import Origin
 from tools.servers.varnish import Varnish
 from tools.servers.waiting import wait_until
 
-__all__ = ["Agent", "Origin", "ServerFailed", "TrafficServer", "Varnish", "wait_until"]
+__all__ = ["Agent", "MariaDb", "Origin", "ServerFailed", "TrafficServer", "Varnish", "wait_until"]

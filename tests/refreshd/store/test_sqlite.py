@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -21,41 +22,16 @@ from zlib import crc32
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, rule
 
 from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
-from refreshd.fleet import Plan
-from refreshd.shard import SERIAL_MAX, created_ms, first_serial
-from refreshd.store import ids, sqlite, sqlite_file, sqlite_index, sqlite_reader, sqlite_rows
-from refreshd.store.base import ALL_SHARDS, Batch, ProxyRow, Stored, StoredResult
+from refreshd.shard import SERIAL_MAX, first_serial
+from refreshd.store import ids, sqlite, sqlite_file, sqlite_reader, sqlite_rows
+from refreshd.store.base import ALL_SHARDS, Batch, ProxyRow
 from refreshd.store.sqlite import SqliteLane, SqliteReader
 from refreshd.store.sqlite_file import stored_low
-from refreshd.task import FINAL, State
-
-PLANS = [Plan.from_text("0=a"), Plan.from_text("0=a,b;3=c")]
-RETENTION_S = 100.0
-START_MS = 1_795_250_000_000
-
-
-def row(serial: int, task_id: bytes, plan: Plan = PLANS[0]) -> tuple[int, bytes, int, bytes]:
-    return (serial, task_id, plan.number, b"post_task task_id=%b type=url -- http://a/" % task_id)
-
-
-def a_batch(*task_ids: bytes, first: int = 1, plan: Plan = PLANS[0]) -> Batch:
-    """New tasks with serials from `first`."""
-    batch = Batch()
-    batch.tasks = [row(first + i, task_id, plan) for i, task_id in enumerate(task_ids)]
-    batch.plans = {plan.number: plan.text}
-    return batch
-
-
-def end(
-    batch: Batch, serial: int, task_id: bytes, state: State = State.COMPLETE, ms: int = START_MS
-) -> Batch:
-    """Adds the end of a task."""
-    batch.results.append((serial, int(state), 1, 0, ms, b"0:1 " if state is State.COMPLETE else None))
-    batch.finished.append((crc32(task_id), task_id, serial))
-    return batch
+from tests.refreshd.store.making import PLANS, RETENTION_S, START_MS, a_batch, content_of, end
+from tests.refreshd.store.model import Model
 
 
 def crash(path: Path, to: Path) -> Path:
@@ -71,8 +47,7 @@ def content(path: Path) -> tuple[dict[int, bytes], set[int]]:
     """(serial → id, serials that are unfinished) of everything in a lane."""
     reader = SqliteReader(path)
     try:
-        stored = reader.page(SERIAL_MAX, 1_000_000, None, unfinished=False)
-        return {s.serial: s.id for s in stored}, {serial for serial, _, _ in reader.unfinished()}
+        return content_of(reader)
     finally:
         reader.close()
 
@@ -92,8 +67,10 @@ def lane(path: Path) -> Iterator[SqliteLane]:
 # ── the model ─────────────────────────────────────────────────────────────────────────────
 
 
-class Store(RuleBasedStateMachine):
-    """A lane and its reader against dictionaries, as an engine uses them."""
+class SqliteStore(Model):
+    """A lane and its reader against dictionaries; processes are killed, and hand over to others."""
+
+    FAILS = ("BEGIN", "INSERT INTO task", "result", "finished", "COMMIT")
 
     @initialize()
     def begin(self) -> None:
@@ -110,116 +87,32 @@ class Store(RuleBasedStateMachine):
         self.patch.setattr(sqlite, "_STRAGGLE_ROWS", 2)
         self.folder = Path(tempfile.mkdtemp(prefix="refreshd-store-"))
         self.crashes = 0
-        self.now_ms = START_MS
-        self.sequence = 0
-        self.tasks: dict[int, tuple[bytes, Plan]] = {}
-        self.results: dict[int, tuple[int, int, int, int, int, bytes | None]] = {}
-        self.proxies: dict[str, ProxyRow] = {}
-        self.seen: set[bytes] = set()
-        self.open(self.folder / "lane-0.db")
+        self.path = self.folder / "lane-0.db"
+        self.open()
 
-    def open(self, path: Path) -> None:
-        self.path = path
-        self.lane = SqliteLane(path, RETENTION_S, lambda: self.now_ms)
+    lane: SqliteLane
+
+    def open(self) -> None:
+        self.lane = SqliteLane(self.path, RETENTION_S, lambda: self.now_ms)
         self.lane.index_finished()
-        self.reader = SqliteReader(path)
+        self.reader = SqliteReader(self.path)
+
+    def failing(self, statement: str) -> AbstractContextManager[object]:
+        return failing(self.lane, statement, "SQLITE_FULL")
 
     def teardown(self) -> None:
-        if hasattr(self, "lane"):
+        if self.is_open:
             self.reader.close()
             self.lane.close()
             self.patch.undo()
             shutil.rmtree(self.folder)
 
-    @property
-    def unfinished(self) -> list[int]:
-        return [serial for serial in self.tasks if serial not in self.results]
-
-    def serial_of(self, task_id: bytes) -> int | None:
-        """Of a finished task."""
-        return next((s for s in self.results if self.tasks[s][0] == task_id), None)
-
-    def next_serial(self) -> int:
-        self.sequence += 1
-        return first_serial(self.now_ms) + self.sequence
-
-    # ── what an engine does ───────────────────────────────────────────────────────────────
-
-    @rule(
-        data=st.data(),
-        numbers=st.lists(st.integers(0, 15), max_size=9, unique=True),
-        plan=st.sampled_from(PLANS),
-        low=st.booleans(),
-        fails=st.sampled_from([None, None, None, "BEGIN", "INSERT INTO task", "result", "recent", "COMMIT"]),
-    )
-    def commit(
-        self, data: st.DataObject, numbers: list[int], plan: Plan, low: bool, fails: str | None
-    ) -> None:
-        batch = Batch()
-        if low:
-            batch.low = min(self.unfinished) if self.unfinished else self.next_serial()
-        held = {self.tasks[serial][0] for serial in self.unfinished}
-        for number in numbers:
-            task_id = b"task-%d" % number
-            if task_id not in held:
-                batch.tasks.append(row(self.next_serial(), task_id, plan))
-        batch.plans = {plan.number: plan.text} if batch.tasks else {}
-        for serial in (
-            data.draw(st.sets(st.sampled_from(self.unfinished), max_size=6)) if self.unfinished else ()
-        ):
-            state = data.draw(st.sampled_from([State.COMPLETE, State.COMPLETE, *FINAL]))
-            end(batch, serial, self.tasks[serial][0], state, self.now_ms)
-        expected = {r[1]: old for r in batch.tasks if (old := self.serial_of(r[1])) is not None}
-        if fails:
-            with failing(self.lane, fails, "SQLITE_FULL") as failed:
-                try:
-                    self.lane.commit(batch)
-                except StoreUnavailable:
-                    assert failed
-                    return
-            # No such statement was needed: it was kept after all.
-        else:
-            assert self.lane.commit(batch) == expected
-        for serial, task_id, _, _ in batch.tasks:
-            if task_id not in expected:
-                self.tasks[serial] = (task_id, plan)
-                self.seen.add(task_id)
-        for result in batch.results:
-            self.results[result[0]] = result
-
-    @rule(name=st.sampled_from("abc"), layer=st.integers(0, 3), gone=st.booleans())
-    def register(self, name: str, layer: int, gone: bool) -> None:
-        batch = Batch()
-        if gone:
-            batch.forgotten = [name]
-            self.proxies.pop(name, None)
-        else:
-            batch.proxies = [ProxyRow(name, "g", layer)]
-            self.proxies[name] = ProxyRow(name, "g", layer)
-        assert self.lane.commit(batch) == {}
-
-    @rule(by_ms=st.sampled_from([1, 60_000, 101_000, 300_000]))
-    def later(self, by_ms: int) -> None:
-        self.now_ms += by_ms
-
-    @rule()
-    def upkeep(self) -> None:
-        for _ in range(100):
-            if not self.lane.idle():
-                break
-        else:
-            pytest.fail("upkeep never ends")
-        limit_ms = self.now_ms - int(RETENTION_S * 1000)
-        for serial, result in list(self.results.items()):
-            if result[4] < limit_ms and created_ms(serial) < limit_ms:
-                del self.results[serial], self.tasks[serial]
-
     @rule()
     def kill(self) -> None:
         self.crashes += 1
         before, reader = self.lane, self.reader
-        copy = crash(self.path, self.folder / f"crash-{self.crashes}")
-        self.open(copy)
+        self.path = crash(self.path, self.folder / f"crash-{self.crashes}")
+        self.open()
         reader.close()
         before._db.close()
 
@@ -247,77 +140,8 @@ class Store(RuleBasedStateMachine):
             if pieces % 3 == 0:
                 self.register("a", pieces % 4, gone=False)
 
-    @rule()
-    def restart(self) -> None:
-        self.reader.close()
-        self.lane.close()
-        self.open(self.path)
 
-    # ── what is read ──────────────────────────────────────────────────────────────────────
-
-    def stored(self, serial: int) -> Stored:
-        task_id, plan = self.tasks[serial]
-        result = self.results.get(serial)
-        read = None if result is None else StoredResult(State(result[1]), *result[2:5], result[5] or b"")
-        return Stored(serial, task_id, plan.text, row(serial, task_id)[3], read)
-
-    @invariant()
-    def unfinished_tasks_are_there_in_order(self) -> None:
-        if hasattr(self, "lane"):
-            expected = [(s, self.tasks[s][1].number, self.stored(s).body) for s in sorted(self.unfinished)]
-            assert list(self.reader.unfinished()) == expected
-            slices = list(self.reader.unfinished_slices(2))
-            assert [row for some in slices for row in some] == expected
-            assert {len(some) for some in slices} <= {1, 2}
-            assert self.reader.plans().items() >= {
-                (plan.number, plan.text) for _, plan in self.tasks.values()
-            }
-            assert self.reader.proxies() == sorted(self.proxies.values())
-            assert self.reader.last_serial() >= max(self.tasks, default=0)
-
-    @rule()
-    def every_finished_task_is_found_and_no_other(self) -> None:
-        for task_id in self.seen:
-            serial = self.serial_of(task_id)
-            waiting = self.lane.finished_serial(task_id)
-            if waiting is not None:
-                assert waiting == serial
-                assert self.reader.serials([waiting]) == [self.stored(waiting)]
-            else:
-                found = self.reader.find(task_id, crc32(task_id))
-                assert found == (None if serial is None else self.stored(serial))
-        assert self.reader.find(b"nobody", crc32(b"nobody")) is None
-
-    @precondition(lambda self: self.tasks)
-    @rule(
-        data=st.data(),
-        limit=st.integers(1, 7),
-        state=st.sampled_from([None, *sorted(FINAL)]),
-        unfinished=st.booleans(),
-    )
-    def pages(self, data: st.DataObject, limit: int, state: State | None, unfinished: bool) -> None:
-        before = data.draw(st.sampled_from([SERIAL_MAX, *self.tasks]))
-        wanted = [
-            serial
-            for serial in sorted(self.tasks, reverse=True)
-            if serial < before
-            and (
-                serial not in self.results
-                if unfinished
-                else state is None or (serial in self.results and self.results[serial][1] == state)
-            )
-        ]
-        page = self.reader.page(before, limit, None if unfinished else state, unfinished)
-        assert page == [self.stored(serial) for serial in wanted[:limit]]
-        # Page by page it is the whole list.
-        read: list[int] = []
-        while page:
-            read += [stored.serial for stored in page]
-            page = self.reader.page(read[-1], limit, None if unfinished else state, unfinished)
-        assert read == wanted
-
-
-TestStore = Store.TestCase
+TestStore = SqliteStore.TestCase
 TestStore.settings = settings(
     max_examples=80, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -22,7 +22,8 @@ from refreshd.store import ids, sqlite, sqlite_index, sqlite_journal, sqlite_row
 from refreshd.store.base import ALL_SHARDS, Batch, IdEntry
 from refreshd.store.sqlite import SqliteLane, SqliteReader
 from refreshd.store.sqlite_file import is_journaled, stored_low
-from tests.refreshd.store.test_sqlite import PLANS, START_MS, a_batch, end, failing, row
+from tests.refreshd.store.making import PLANS, START_MS, a_batch, end, row
+from tests.refreshd.store.test_sqlite import failing
 
 RETENTION_S = 1e9
 SLOTS = (0, 1, 2)
