@@ -50,6 +50,7 @@ IN_FLIGHT_RETRY_MS = 1000
 # What this engine may do of what several engines share is dealt anew so often (cluster/quotas.py).
 DEAL_MS = 5000
 _PLENTY = 1 << 62
+_NO_DAY = (0,) * KINDS
 
 # ── the page ──────────────────────────────────────────────────────────────────────────────
 
@@ -61,8 +62,10 @@ COLUMNS = 2048
 _TAKEN, _EPOCH, _ALLOWED, _TURNED_AWAY, _REFUSED, _IN_FLIGHT, _DAY, _TODAY = range(8)
 _SHARE = _TODAY + KINDS
 _LINES = _SHARE + 1
-# In the last one there is no word a row, but the engine's share, see `Share`.
+# In the last one there is no word a row, but how often a share was dealt, and the newest, see `Share`.
 _SHARE_WORDS = 5 + 2 * KINDS
+# A tick looks at so many keys, which takes it 1 ms; where there are more, each has its turn less often.
+TICK_KEYS = 256
 # The head: rows and columns in use, and whether the day's counts of an earlier life were added.
 _ROWS_USED, _COLUMNS_USED, _RESTORED = range(3)
 _HEAD = 8
@@ -137,7 +140,7 @@ class Limits(NamedTuple):
     burst: int = 0
     """Targets at once; not 0 where there is a rate."""
     in_flight: int = 0
-    per_day: tuple[int, ...] = (0,) * KINDS
+    per_day: tuple[int, ...] = _NO_DAY
 
 
 UNLIMITED = Limits()
@@ -198,6 +201,7 @@ class Usage:
         "_day",
         "_day_at",
         "_day_kinds",
+        "_deals",
         "_dealt",
         "_ease",
         "_elsewhere",
@@ -246,6 +250,7 @@ class Usage:
         self._refilled_ms = -1
         self._seen = 0
         """What was taken, when last looked at."""
+        self._deals = 0
         self._dealt: tuple[int, ...] = ()
         self._settle()
 
@@ -269,9 +274,11 @@ class Usage:
         """For all workers of this engine. To be called by one of them only."""
         at = self._at + _SHARE * ROWS
         words = (*share[:3], share.day, share.engines, *share.per_day, *share.elsewhere)
-        for offset, value in enumerate(words):
-            self._words[at + offset] = value
-        self._settle()
+        if words != self._dealt:
+            for offset, value in enumerate(words, at + 1):
+                self._words[offset] = value
+            self._words[at] += 1
+            self._settle()
 
     def _settle(self) -> None:
         """Works out what holds just now, from the limits and the engine's share."""
@@ -281,13 +288,14 @@ class Usage:
             self._words[start + line * ROWS : start + line * ROWS + rows] for line in range(_SHARE)
         ]
         at = start + _SHARE * ROWS
-        self._dealt = dealt = tuple(self._words[at : at + _SHARE_WORDS])
+        self._deals = self._words[at]
+        self._dealt = dealt = tuple(self._words[at + 1 : at + 1 + _SHARE_WORDS])
         rate, burst, in_flight, day, engines, *by_kind = dealt
         self._ease = 0
         self._rate, self._burst = limits.rate_milli, limits.burst
         self._in_flight_max = limits.in_flight
         self._caps = limits.per_day
-        self._elsewhere = (0,) * KINDS
+        self._elsewhere = _NO_DAY
         self._day_kinds = [kind for kind in range(KINDS) if limits.per_day[kind]]
         if not engines:
             return
@@ -335,25 +343,24 @@ class Usage:
 
     def tick(self, now_ms: int, wall_ms: int) -> None:
         """Keeps up with the others. To be called every 100 ms or so: by so much may A be too low."""
-        if len(self._lines[0]) != self._page.rows or self._share_changed():
-            self._settle()
-        self._turn_day(wall_ms)
+        self._keep_up(wall_ms)
         if self._rate:
             self._refill(now_ms)
 
-    def _share_changed(self) -> bool:
-        at = self._at + _SHARE * ROWS
-        return tuple(self._words[at : at + _SHARE_WORDS]) != self._dealt
+    def _keep_up(self, wall_ms: int) -> None:
+        """Rows, shares and days come and go."""
+        if len(self._lines[0]) != self._page.rows or self._words[self._at + _SHARE * ROWS] != self._deals:
+            self._settle()
+        if wall_ms // DAY_MS != self._day:
+            self._turn_day(wall_ms // DAY_MS)
 
     # ── looking at what all have counted ──────────────────────────────────────────────────
 
     def _look(self, kind: int, count: int, now_ms: int, wall_ms: int) -> None:
         """Whether the request may come in. Raises: Refused."""
-        if len(self._lines[0]) != self._page.rows:
-            self._settle()
+        self._keep_up(wall_ms)
         self._ease = 0
         self._looked_ms = now_ms
-        self._turn_day(wall_ms)
         room = self._room_today(kind, count, wall_ms) if self._day_kinds else _PLENTY
         wait_ms, why = 0, ""
         if self.limits.in_flight:
@@ -416,10 +423,7 @@ class Usage:
         self._words[self._at + _ALLOWED * ROWS + self._row] = allowed
         self._words[self._at + _EPOCH * ROWS + self._row] = epoch
 
-    def _turn_day(self, wall_ms: int) -> None:
-        day = wall_ms // DAY_MS
-        if day == self._day:
-            return
+    def _turn_day(self, day: int) -> None:
         words = self._words
         if words[self._day_at] != day:
             words[self._day_at] = 0
@@ -459,11 +463,16 @@ class Usage:
 
     # ── showing ───────────────────────────────────────────────────────────────────────────
 
-    def spent(self, now_ms: int, wall_ms: int) -> Spent:
+    def spent(self, wall_ms: int) -> Spent:
         """What all workers have counted."""
-        self.tick(now_ms, wall_ms)
-        taken, _, _, turned_away, refused, in_flight = (sum(line) for line in self._lines[:_DAY])
-        today = tuple(self._today(kind) for kind in range(KINDS))
+        self._keep_up(wall_ms)
+        lines = self._lines
+        taken, turned_away, refused, in_flight = (
+            sum(lines[at]) for at in (_TAKEN, _TURNED_AWAY, _REFUSED, _IN_FLIGHT)
+        )
+        today = _NO_DAY
+        if self._day in lines[_DAY].tolist():
+            today = tuple(self._today(kind) for kind in range(KINDS))
         return Spent(taken, turned_away, refused, in_flight, self._day, today)
 
     def spare(self, now_ms: int) -> int | None:
@@ -477,7 +486,7 @@ class Usage:
 
     def add_today(self, day: int, counts: tuple[int, ...], wall_ms: int) -> None:
         """What was counted on that day by an earlier life of this engine."""
-        self._turn_day(wall_ms)
+        self._keep_up(wall_ms)
         if day == self._day:
             for at, count in zip(self._today_at, counts, strict=True):
                 self._words[at] += count
@@ -491,6 +500,8 @@ class Book:
         self.row = row
         self._usages: dict[str, Usage] = {}
         self._configured: dict[str, Limits] = {}
+        self._turns: list[Usage] = []
+        """The keys that have still their turn in this round of ticks."""
         self.page.enter(row)
 
     def __iter__(self) -> Iterator[Usage]:
@@ -506,6 +517,7 @@ class Book:
             limits = self._configured.get(name, UNLIMITED)
             if limits != usage.limits:
                 usage.configure(limits)
+        self._turns = []
 
     def usage(self, name: str) -> Usage:
         """The key's; of one that is gone there may still be tasks."""
@@ -517,5 +529,8 @@ class Book:
 
     def tick(self, now_ms: int, wall_ms: int) -> None:
         """See `Usage.tick`."""
-        for name in self._configured:
-            self._usages[name].tick(now_ms, wall_ms)
+        if not self._turns:
+            self._turns = list(self)
+        for usage in self._turns[-TICK_KEYS:]:
+            usage.tick(now_ms, wall_ms)
+        del self._turns[-TICK_KEYS:]

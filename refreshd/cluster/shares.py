@@ -19,7 +19,7 @@ Pure: no I/O, the clock is passed in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from refreshd.limits import KINDS, UNLIMITED, Limits, Share, Spent
 
@@ -46,6 +46,8 @@ class Told(NamedTuple):
 
 
 ByKey = Mapping[str, Told]
+ByName = Mapping[str, Told]
+"""By engine."""
 _NOTHING = Told()
 
 
@@ -63,6 +65,8 @@ class Dealer:
         self._day = 0
         """Of which day the others' counts are."""
         self._shares: dict[str, Share] = {}
+        self._worked_out: dict[Any, Any] = {}
+        """In this round, from what: most keys are used by nobody, and have the same share."""
 
     def tell(
         self, spent: Mapping[str, Spent], limits: Mapping[str, Limits], now_s: float
@@ -72,6 +76,7 @@ class Dealer:
         `now_s` is monotonic.
         """
         self._note_demand(spent, now_s)
+        self._worked_out = {}
         self._mine = {}
         for key, one in spent.items():
             self._mine[key] = self._wish(key, one, limits.get(key, UNLIMITED))
@@ -107,6 +112,14 @@ class Dealer:
             # It has just begun, and nobody has counted anything.
             told = {name: other._replace(today=_NO_DAY) for name, other in told.items()}
             gone = []
+        known = (mine, limits, *told.values(), *gone)
+        if known not in self._worked_out:
+            self._worked_out[known] = self._hold(mine, limits, told, gone)
+        wish: Told = self._worked_out[known]
+        return wish
+
+    def _hold(self, mine: Told, limits: Limits, told: ByName, gone: Sequence[Told]) -> Told:
+        """`mine`, with what is to be held. `told` is of the others."""
         # All in one order: what rounding leaves must not be wanted by everybody.
         names = sorted([self._engine, *told])
         place = names.index(self._engine)
@@ -118,10 +131,10 @@ class Dealer:
             counted = [each.today[kind] for each in all_told]
             left = limit - sum(counted) - sum(each.today[kind] for each in gone)
             more = split_rest(left, wanted, counted)[place] if limit else 0
-            holds_today.append(max(0, one.today[kind] + more))
+            holds_today.append(max(0, mine.today[kind] + more))
         left = limits.in_flight - sum(in_flight)
         more = split_rest(left, wanted, in_flight)[place] if limits.in_flight else 0
-        return mine._replace(holds_in_flight=max(0, one.in_flight + more), holds_today=tuple(holds_today))
+        return mine._replace(holds_in_flight=max(0, mine.in_flight + more), holds_today=tuple(holds_today))
 
     def deal(
         self,
@@ -142,6 +155,7 @@ class Dealer:
         self._gone = gone
         self._quiet = quiet - {self._engine}
         self._day = day
+        self._worked_out = {}
         if is_first:
             return {}
         self._shares = {
@@ -151,19 +165,27 @@ class Dealer:
 
     def _share(self, key: str, limits: Limits, day: int) -> Share:
         mine = self._mine.get(key, _NOTHING)
-        names = sorted([self._engine, *(self._others or ())])
         told = {name: keys.get(key, _NOTHING) for name, keys in (self._others or {}).items()}
+        gone = [keys.get(key, _NOTHING) for keys in self._gone.values()]
+        known = (mine, limits, *told.values(), *gone)
+        if known not in self._worked_out:
+            self._worked_out[known] = self._share_of(mine, limits, told, gone, day)
+        share: Share = self._worked_out[known]
+        return share
+
+    def _share_of(self, mine: Told, limits: Limits, told: ByName, gone: Sequence[Told], day: int) -> Share:
+        names = sorted([self._engine, *told])
         others = list(told.values())
         wanted = [told.get(name, mine).demand_milli for name in names]
         rate = split_rate(limits.rate_milli, wanted)[names.index(self._engine)]
         held = sum(max(other.in_flight, other.holds_in_flight) for other in others)
         per_day, elsewhere = [], []
         for kind, limit in enumerate(limits.per_day):
-            gone = sum(keys.get(key, _NOTHING).today[kind] for keys in self._gone.values())
+            lost = sum(each.today[kind] for each in gone)
             held_today = sum(max(other.today[kind], other.holds_today[kind]) for other in others)
             held_today += len(self._quiet) * (limit // len(names))
-            per_day.append(max(0, min(mine.holds_today[kind], limit - held_today - gone)))
-            elsewhere.append(gone + sum(other.today[kind] for other in others))
+            per_day.append(max(0, min(mine.holds_today[kind], limit - held_today - lost)))
+            elsewhere.append(lost + sum(other.today[kind] for other in others))
         return Share(
             rate_milli=rate,
             burst=_burst_of(limits, rate),

@@ -120,8 +120,8 @@ class Quotas:
 
     def spent(self) -> Mapping[str, Spent]:
         """See `cluster.quotas.QuotaOwner`."""
-        clock = self._clock
-        return {usage.name: usage.spent(clock.mono_ms, clock.wall_ms) for usage in self.book}
+        wall_ms = self._clock.wall_ms
+        return {usage.name: usage.spent(wall_ms) for usage in self.book}
 
     def limits(self) -> Mapping[str, Limits]:
         """See `cluster.quotas.QuotaOwner`."""
@@ -139,7 +139,7 @@ class Quotas:
 
 
 def _row(usage: Usage, clock: Clock) -> dict[str, Value]:
-    limits, spent = usage.limits, usage.spent(clock.mono_ms, clock.wall_ms)
+    limits, spent = usage.limits, usage.spent(clock.wall_ms)
     row: dict[str, Value] = {
         "key": usage.name,
         "rate": limits.rate_milli // 1000,

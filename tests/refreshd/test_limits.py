@@ -83,7 +83,7 @@ class Engine:
 
     def spent(self, worker: int = 0) -> tuple[int, int, int]:
         """Targets let in, requests refused, tasks in flight."""
-        spent = self.usage(worker).spent(self.mono_ms, self.wall_ms)
+        spent = self.usage(worker).spent(self.wall_ms)
         return spent.taken, spent.refused, spent.in_flight
 
 
@@ -234,7 +234,7 @@ def test_each_type_has_its_day() -> None:
     assert engine.burst(150) == 100
     assert [engine.take(kind=DIR, worker=turn % 2) is None for turn in range(5)] == [True] * 3 + [False] * 2
     assert engine.take(1000, kind=TASK_TYPES.index("prefetch")) is None
-    assert engine.usage(1).spent(engine.mono_ms, engine.wall_ms).today == (100, 3, 0, 0, 1000)
+    assert engine.usage(1).spent(engine.wall_ms).today == (100, 3, 0, 0, 1000)
 
 
 def test_until_midnight() -> None:
@@ -273,7 +273,7 @@ def test_an_earlier_life_counts_only_on_its_day() -> None:
     assert engine.burst(1, 3) == 1
     engine.usage(1).add_today(20_774, (4, 1, 0, 0, 0), engine.wall_ms)
     assert engine.burst(10) == 3
-    assert engine.usage().spent(engine.mono_ms, engine.wall_ms).today == (10, 1, 0, 0, 0)
+    assert engine.usage().spent(engine.wall_ms).today == (10, 1, 0, 0, 0)
 
 
 # ── tasks in flight ───────────────────────────────────────────────────────────────────────
@@ -366,7 +366,7 @@ def test_keys_do_not_meet() -> None:
     other = engine.books[0].usage("other")
     other.configure(Limits(1000, 1))
     other.take(URL, 1, engine.mono_ms, engine.wall_ms)
-    assert other.spent(engine.mono_ms, engine.wall_ms).taken == 1
+    assert other.spent(engine.wall_ms).taken == 1
 
 
 def test_on_a_full_page_a_key_is_counted_all_the_same() -> None:

@@ -142,7 +142,7 @@ class Engine:
         """As `SharedQuotas` does it; `told` is what Redis has."""
         usage = self.page_books[0].usage("k")
         limits = {"k": usage.limits}
-        spent = {"k": usage.spent(now_ms, wall_ms)}
+        spent = {"k": usage.spent(wall_ms)}
         mine, kept = self.dealer.tell(spent, limits, now_ms / 1000)
         self._deal(kept)
         told[self.name] = mine

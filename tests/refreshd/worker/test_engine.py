@@ -169,7 +169,7 @@ ACME = '[[key]]\nname = "acme"\nsecret_file = "f"\n'
 
 def spent(core: Core, name: str = "acme") -> tuple[int, int, int]:
     """Targets let in, targets of URLs today, tasks in flight."""
-    spent = core.engine.book.usage(name).spent(core.time.mono_ms, core.time.wall_ms)
+    spent = core.engine.book.usage(name).spent(core.time.wall_ms)
     return spent.taken, spent.today[0], spent.in_flight
 
 
