@@ -135,12 +135,13 @@ def test_who_is_silent_has_no_share_but_has_counted(
     async def run() -> None:
         async with client_of(redis_server) as client:
             one, two = Engine(client, "e1"), Engine(client, "e2")
-            two.today = 300
+            one.today, two.today = 10, 300
             for engine in (two, two, one, one):
                 await engine.rounds.round()
             assert one.got.engines == 2
             monkeypatch.setattr(quotas, "SILENT_MS", -1)
             await one.rounds.round()
+            assert one.got.elsewhere[0] == 300, "its own is not somebody else's"
             monkeypatch.undo()
             await one.rounds.round()
             assert (one.got.engines, one.got.rate_milli) == (1, 100_000)

@@ -91,6 +91,35 @@ def test_in_the_first_round_an_engine_only_listens() -> None:
     assert dealer.deal({"a": mine}, {}, limits, DAY)["k"].in_flight == 10
 
 
+def test_what_is_not_held_any_more_is_let_go_before_the_others_hear_of_it() -> None:
+    limits = {"k": Limits(in_flight=100, per_day=(1000, 0, 0, 0, 0))}
+    dealer = Dealer("a")
+    for turn in range(2):
+        mine, _ = dealer.tell({"k": spent_of(Told())}, limits, turn)
+        dealt = dealer.deal({"a": mine}, {}, limits, DAY)
+    assert (dealt["k"].in_flight, dealt["k"].per_day[URL]) == (100, 1000)
+    other = {"k": Told(demand_milli=1000, in_flight=10, today=(200, 0, 0, 0, 0))}
+    dealer.deal({"a": mine, "b": other}, {}, limits, DAY)
+    mine, kept = dealer.tell({"k": spent_of(Told(in_flight=4))}, limits, 3)
+    assert mine["k"].holds_in_flight < 50
+    assert kept["k"].in_flight == mine["k"].holds_in_flight
+    assert kept["k"].per_day == mine["k"].holds_today
+
+
+def test_what_was_counted_yesterday_takes_nothing_from_today() -> None:
+    limits = {"k": Limits(per_day=(1000, 0, 0, 0, 0))}
+    dealer = Dealer("a")
+    other = {"k": Told(today=(900, 0, 0, 0, 0), holds_today=(950, 0, 0, 0, 0))}
+    for turn in range(2):
+        mine, _ = dealer.tell({"k": spent_of(Told(today=(50, 0, 0, 0, 0)))}, limits, turn)
+        dealer.deal({"a": mine, "b": other}, {}, limits, DAY)
+    mine, kept = dealer.tell({"k": spent_of(Told(today=(2, 0, 0, 0, 0)), DAY + 1)}, limits, 3)
+    assert mine["k"].holds_today[URL] == 2 + 500
+    assert kept["k"].day == DAY
+    share = dealer.deal({"a": mine, "b": {}}, {}, limits, DAY + 1, frozenset("b"))["k"]
+    assert (share.day, share.per_day[URL]) == (DAY + 1, 500)
+
+
 # ── a simulation ──────────────────────────────────────────────────────────────────────────
 
 
