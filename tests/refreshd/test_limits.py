@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import timeit
-from collections.abc import Callable
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -450,29 +447,3 @@ def test_a_share_means_nothing_where_there_is_no_limit() -> None:
     engine = Engine()
     engine.usage().deal(_share(rate_milli=1, burst=1))
     assert engine.burst(100) == 100
-
-
-# ── what it costs ─────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("workers", [1, 2, 8])
-def test_the_check_costs_little(workers: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Printed, not asserted, but for a bound that a machine under load keeps as well."""
-    engine = Engine(workers, rate=10_000_000, per_day="{ url = 1000000000 }", in_flight=1_000_000_000)
-    usage = engine.usage()
-
-    def in_one_ms() -> None:
-        engine.mono_ms += 1
-        for _ in range(64):
-            usage.take(URL, 1, engine.mono_ms, engine.wall_ms)
-
-    def one_a_ms() -> None:
-        engine.mono_ms += 1
-        usage.take(URL, 1, engine.mono_ms, engine.wall_ms)
-
-    def cost(work: Callable[[], None], takes: int) -> float:
-        return min(timeit.repeat(work, number=200, repeat=5)) / 200 / takes * 1e6
-
-    with capsys.disabled():
-        print(f"\n{workers} workers: {cost(in_one_ms, 64):.2f} µs a task, alone {cost(one_a_ms, 1):.2f} µs")
-    assert cost(in_one_ms, 64) < 10
