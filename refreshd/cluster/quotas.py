@@ -17,7 +17,6 @@ Keys, all with an expiry:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
@@ -108,6 +107,7 @@ class SharedQuotas:
         self._has_heard = False
         """Whether it is known what the others, and an earlier life of this engine, have told."""
         self._away = False
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -119,18 +119,24 @@ class SharedQuotas:
 
     async def close(self) -> None:
         """Ends. The others notice after SILENT_MS; what was dealt holds on here."""
+        self._closing = True
         if self._task is not None:
+            # The client makes a ConnectionError of it now and then: so this is not all that ends the rounds.
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
             self._task = None
 
     async def _run(self) -> None:
-        while True:
+        while not self._closing:
             heard_before = self._has_heard
-            await self.round()
-            # In the first one that is answered this engine only listens.
-            await asyncio.sleep(ROUND_S if heard_before or not self._has_heard else 0)
+            try:
+                await self.round()
+            except Exception:
+                # A fault of ours: the shares hold on, and the next round may do better.
+                log.exception("a round of quotas failed")
+            if not self._closing:
+                # In the first one that is answered this engine only listens.
+                await asyncio.sleep(ROUND_S if heard_before or not self._has_heard else 0)
 
     async def round(self) -> bool:
         """One round. Returns whether Redis answered; if not, the shares stay as they are."""
@@ -143,7 +149,7 @@ class SharedQuotas:
             async with asyncio.timeout(DEADLINE_S):
                 live, days = await self._exchange(mine, day)
         except (redis.RedisError, OSError, TimeoutError) as error:
-            if not self._away:
+            if not self._away and not self._closing:
                 log.warning("quotas are not shared, each engine keeps its part", error=repr(error))
             self._away = True
             return False

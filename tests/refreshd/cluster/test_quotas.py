@@ -241,3 +241,44 @@ def test_rounds_go_on_until_closed(redis_server: RedisServer, monkeypatch: pytes
             assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
     asyncio.run(run())
+
+
+def test_a_fault_in_a_round_is_not_the_end(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "ROUND_S", 0.001)
+
+    async def run() -> None:
+        async with client_of(redis_server) as client:
+            engine = Engine(client, "e1")
+            good, calls = engine.spent, iter(range(3))
+
+            def spent() -> Mapping[str, Spent]:
+                if next(calls, None) is not None:
+                    raise KeyError("a fault")
+                return good()
+
+            monkeypatch.setattr(engine, "spent", spent)
+            engine.rounds.start()
+            async with asyncio.timeout(10):
+                while engine.share is None:
+                    await asyncio.sleep(0.001)
+            await engine.rounds.close()
+
+    asyncio.run(run())
+
+
+def test_closed_at_any_moment_of_a_round(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """redis-py makes a ConnectionError of some cancellations: these are not the end by themselves."""
+    monkeypatch.setattr(quotas, "ROUND_S", 0)
+
+    async def run() -> None:
+        for turn in range(400):
+            async with client_of(redis_server) as client:
+                engine = Engine(client, "e1")
+                engine.rounds.start()
+                await asyncio.sleep(turn * 1e-5)
+                async with asyncio.timeout(10):
+                    await engine.rounds.close()
+
+    asyncio.run(run())
