@@ -70,11 +70,15 @@ class Redis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A `[[key]]` with what its `secret_file` holds. No `domains`: every URL."""
+    """A `[[key]]` with what its `secret_file` holds. No `domains`: every URL. 0, or no type: no limit."""
 
     name: str
     secret: bytes
     domains: tuple[str, ...]
+    rate: int = 0
+    burst: int = 0
+    per_day: dict[str, int] = {}
+    in_flight: int = 0
 
     def __repr__(self) -> str:
         return f"Key(name={self.name!r}, secret=…, domains={self.domains!r})"
@@ -131,6 +135,13 @@ def _load(text: str) -> dict[str, Any]:
         raise ConfigError([f"line {line or text.count(chr(10)) + 1}: not TOML{at}: {what}"]) from None
 
 
+def _own(default: Any) -> Any:
+    """A default, as a value that is nobody else's."""
+    if isinstance(default, list):
+        return tuple(default)
+    return dict(default) if isinstance(default, dict) else default
+
+
 def _shown(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -177,6 +188,7 @@ class _Reader:
         self._check_engine(engine, keys)
         self._check_what_is_not_built(store, redis)
         self._check_names(keys, proxies)
+        self._check_bursts(keys)
         for number, key in enumerate(keys):
             key["secret"] = self._secret(number, key.pop("secret_file"))
         self._raise_faults()
@@ -234,7 +246,7 @@ class _Reader:
         if row.key not in table:
             if row.required:
                 self._fault(path, f"missing; wanted {row.kind.wanted}")
-            return row.default if not isinstance(row.default, list) else tuple(row.default)
+            return _own(row.default)
         got = table[row.key]
         try:
             if row.kind.expands and isinstance(got, str):
@@ -313,6 +325,13 @@ class _Reader:
                 self._fault(
                     ("proxy", number, "group"),
                     f"got {proxy['group']!r}, which is a proxy's name too; a scope must tell them apart",
+                )
+
+    def _check_bursts(self, keys: list[dict[str, Any]]) -> None:
+        for number, key in enumerate(keys):
+            if key["burst"] and key["rate"] == 0:
+                self._fault(
+                    ("key", number, "burst"), f"got {key['burst']}, which says nothing without a key.rate"
                 )
 
     def _check_unique(self, section: str, tables: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from wire.fields import read_id
+from wire.fields import TASK_TYPES, read_id
 
 # What struct sockaddr_un holds, without the closing NUL.
 SOCKET_PATH_MAX_BYTES = 107
@@ -109,6 +109,22 @@ def _domains() -> Kind:
         return tuple(domain.lower() for domain in value)
 
     return Kind('a list of domains, such as ["example.com"]', read)
+
+
+def _per_day() -> Kind:
+    highest = 10**12
+
+    def read(value: Any) -> dict[str, int]:
+        if not isinstance(value, dict):
+            raise ValueError
+        for word, number in value.items():
+            if word not in TASK_TYPES:
+                raise ValueError(f"{word!r} is no type; the types are {', '.join(TASK_TYPES)}")
+            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= highest:
+                raise ValueError(f"{word} is not a whole number, 0 to {highest:,}")
+        return {word: number for word, number in value.items() if number}
+
+    return Kind("targets by type, such as { url = 100000, dir = 50 }", read)
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -243,6 +259,23 @@ SETTINGS = (
     Setting(
         "key", "domains", _domains(), [], Reload.IN_PLACE,
         "the domains, each with those below it, whose URLs the key may refresh; none: every URL",
+    ),
+    Setting(
+        "key", "rate", _whole(0, 10_000_000, "targets a second"), 0, Reload.IN_PLACE,
+        "the targets that the key may have accepted a second, over time; more get `limited`. 0: no limit",
+    ),
+    Setting(
+        "key", "burst", _whole(0, 1_000_000_000, "targets"), 0, Reload.IN_PLACE,
+        "the targets that may come at once; a task with more is accepted when as many as these could be, "
+        "and the next ones wait the longer. 0: as many as `rate`",
+    ),
+    Setting(
+        "key", "per_day", _per_day(), {}, Reload.IN_PLACE,
+        "the targets that the key may have accepted on a day (UTC); a type that is not named has no limit",
+    ),
+    Setting(
+        "key", "in_flight", _whole(0, 1_000_000_000, "tasks"), 0, Reload.IN_PLACE,
+        "the tasks of the key that may be unfinished; further ones get `limited`. 0: no limit",
     ),
     Setting("proxy", "name", _NAME, None, Reload.IN_PLACE, "its name, as in its hello", required=True),
     Setting("proxy", "group", _NAME, "default", Reload.IN_PLACE, "its group, a word for scopes"),

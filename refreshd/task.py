@@ -21,9 +21,10 @@ bytes (tools/bench memory), most of it the request itself.
 from __future__ import annotations
 
 import enum
+import sys
 from typing import TYPE_CHECKING
 
-from wire.fields import DEFAULT_PRIORITY, DEFAULT_TTL_S
+from wire.fields import DEFAULT_PRIORITY, DEFAULT_TTL_S, TASK_TYPES
 from wire.lines import Line, escape, format_line, unescape
 from wire.tasks import TaskHead, read_task_head
 
@@ -63,11 +64,12 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 class Terms:
     """A task's content but for id and targets, as the hot paths want it. Shared by tasks."""
 
-    __slots__ = ("due", "head", "is_plain_url", "priority", "push", "scope", "ttl_ms", "type")
+    __slots__ = ("due", "head", "is_plain_url", "kind", "priority", "push", "scope", "ttl_ms", "type")
 
     def __init__(self, head: TaskHead) -> None:
         self.head = head
         self.type = head.type
+        self.kind = TASK_TYPES.index(head.type)
         self.scope = head.scope
         self.due = head.due
         self.ttl_ms = head.ttl_s * 1000
@@ -92,6 +94,26 @@ def read_terms(line: Line) -> Terms:
 def push_line(task: Task) -> bytes:
     """The `!task` push of a task, LF included; its targets go on byte for byte."""
     return b"!task task_id=%b%b%b\n" % (task.id, task.terms.push, task.line.partition(b" -- ")[2])
+
+
+def body_of(task: Task) -> bytes:
+    """The task as it is stored, and handed over: its request line and, behind an LF, the key that posted it.
+
+    A line has no LF in it, so no client can make up another's key.
+    """
+    return task.line if task.key is None else b"%b\n%b" % (task.line, task.key.encode())
+
+
+def line_of(body: bytes) -> bytes:
+    """The request line in what is stored of a task."""
+    return body.partition(b"\n")[0]
+
+
+def split_body(body: bytes) -> tuple[bytes, str | None]:
+    """The inverse of `body_of`: line and key."""
+    line, lf, key = body.partition(b"\n")
+    # Millions of tasks have few keys.
+    return line, sys.intern(key.decode()) if lf else None
 
 
 class IllegalTransition(RuntimeError):
@@ -129,6 +151,7 @@ class Task:
         "extra",
         "failed",
         "id",
+        "key",
         "layer",
         "left",
         "line",
@@ -148,6 +171,8 @@ class Task:
         self.id = task_id
         self.line = line
         """The request as it came, without its line end."""
+        self.key: str | None = None
+        """Whose it is: the key of the greeting it came with."""
         self.terms = terms
         self.count = count
         """How many targets."""

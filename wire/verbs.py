@@ -225,6 +225,15 @@ _TABLE = (
         "takes a proxy that is gone for good out of the fleet; new tasks do not wait for it",
         "ok",
     ),
+    Verb(
+        "list_quotas",
+        _ADMINS,
+        (),
+        "lists the keys: what they may do, what they use and have used",
+        "+ key=K rate=N burst=N [spare=N] [rate_here=F] taken=N refused=N in_flight=N in_flight_max=N "
+        "url=N url_max=N dir=N dir_max=N regex=N regex_max=N tag=N tag_max=N prefetch=N prefetch_max=N",
+        listing=True,
+    ),
 )
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in _TABLE}

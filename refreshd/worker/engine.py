@@ -22,6 +22,7 @@ from refreshd.config import Config
 from refreshd.errors import StoreError
 from refreshd.fanout import EncodedSegments, Log, Segment
 from refreshd.fleet import Fleet, Layer
+from refreshd.limits import Book
 from refreshd.shard import SerialClock, ShardMap
 from refreshd.task import State, Task, Terms, push_line, read_terms
 from refreshd.timers import Wheel
@@ -98,8 +99,17 @@ class Engine:
     """The shards of one worker."""
 
     def __init__(
-        self, config: Config, shards: ShardMap, fleet: Fleet, listener: Listener, *, side: int = 0
+        self,
+        config: Config,
+        shards: ShardMap,
+        fleet: Fleet,
+        listener: Listener,
+        *,
+        side: int = 0,
+        book: Book | None = None,
     ) -> None:
+        self.book = book or Book()
+        """What keys use."""
         self.configure(config)
         self.shards = shards
         self.fleet = fleet
@@ -136,6 +146,7 @@ class Engine:
         self._tasks_max = config.engine.tasks_max
         self._bytes_max = config.engine.tasks_bytes_max
         self._domains = {key.name: key.domains for key in config.keys}
+        self.book.configure(config)
 
     # ── accept ────────────────────────────────────────────────────────────────────────────
 
@@ -172,7 +183,11 @@ class Engine:
         ):
             raise self._no_room(saver)
         now_ms = self.clock.wall_ms
+        if key is not None:
+            # The last check: what it takes would have to be given back.
+            self.book.usage(key).take(terms.kind, count, self.clock.mono_ms, now_ms)
         task = Task(task_id, raw, terms, count, layer, self.serials.next(now_ms), now_ms)
+        task.key = key
         self.tasks[task_id] = task
         self.held_bytes += len(raw)
         turn.parts.append(accepted_reply(task))
@@ -311,7 +326,7 @@ class Engine:
                 fresh.append(task)
             else:
                 by_reply[accepted_reply(task)] = task
-                self._forget(task)
+                self._take_out(task)
         batch.tasks = fresh
         # One walk over the replies: a client may repeat tens of thousands of tasks at once.
         for turn in batch.turns:
@@ -329,7 +344,7 @@ class Engine:
         replies = {}
         for task in batch.tasks:
             replies[accepted_reply(task)] = refused
-            self._forget(task)
+            self._take_out(task)
         for turn in batch.turns:
             turn.replace(replies)
             turn.release()
@@ -394,6 +409,8 @@ class Engine:
         """Takes in a task that an earlier process accepted. Start them with `start_all` when all are in."""
         self.tasks[task.id] = task
         self.held_bytes += len(task.line)
+        if task.key is not None:
+            self.book.usage(task.key).began()
 
     def adopt(self, task: Task, given: int) -> None:
         """Takes in a task at which its layer is working, and that was pushed to the proxies `given`.
@@ -474,6 +491,14 @@ class Engine:
         """The task leaves memory."""
         del self.tasks[task.id]
         self.held_bytes -= len(task.line)
+        if task.key is not None:
+            self.book.usage(task.key).ended()
+
+    def _take_out(self, task: Task) -> None:
+        """The task was not accepted after all."""
+        self._forget(task)
+        if task.key is not None:
+            self.book.usage(task.key).give_back(task.terms.kind, task.count)
 
     def _may_end(self, task: Task) -> bool:
         """Whether the task is not just going to another process, which will see to its time itself."""
@@ -494,6 +519,7 @@ class Engine:
         """Starts what is due and ends what has expired. To be called every timers.TICK_MS or so."""
         self.clock.turn()
         self._watch_for_jumps()
+        self.book.tick(self.clock.mono_ms, self.clock.wall_ms)
         self._oldest.look_on()
         for entry in self.wheel.advance(self.clock.mono_ms):
             if isinstance(entry, Segment):

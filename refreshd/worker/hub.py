@@ -42,6 +42,7 @@ from refreshd.worker.mesh import Mesh, Sibling
 from refreshd.worker.proxies import Proxies
 from refreshd.worker.pusher import Pusher
 from refreshd.worker.queries import Queries
+from refreshd.worker.quotas import Quotas
 from refreshd.worker.requests import Requests
 from refreshd.worker.saver import Saver
 from refreshd.worker.siblings import Siblings
@@ -90,7 +91,8 @@ class Hub:
         self.rate_proxy = Rate(now_s)
         self.fleet = Fleet(Proxy(p.name, p.group, p.layer, listed=True) for p in config.proxies)
         self.pusher = Pusher(loop)
-        self.engine = Engine(config, shards, self.fleet, self, side=side)
+        self.quotas = Quotas(self, side)
+        self.engine = Engine(config, shards, self.fleet, self, side=side, book=self.quotas.book)
         self.pusher.engine = self.engine
         self.watches = Watches(self.deliver)
         self.mesh = Mesh(shards.slot, shards.workers, self, loop)
@@ -115,6 +117,7 @@ class Hub:
         """
         for number in self.shards.own_lanes():
             self._open_lane(number, standby=standby)
+        self.quotas.boot(standby=standby)
         if not standby:
             # In order of acceptance over all lanes: the oldest unfinished task is then the first in memory.
             for task in Loader(self.shards.owns).all(self._readers.values()):
@@ -166,6 +169,8 @@ class Hub:
         self.rate_boss.turn(now_s)
         self.rate_proxy.turn(now_s)
         self.engine.housekeeping()
+        if self.shards.slot == 0:
+            self.quotas.note()
         self.mesh.give_up_on_late()
         for connection in list(self.connections.values()):
             connection.sweep(self.loop.time())
@@ -284,6 +289,7 @@ class Hub:
         """A sibling is no more: nobody is asked in its place."""
         self.rows.pop(slot, None)
         self.handing.forget(slot)
+        self.quotas.retired(slot)
         self.mesh.forget(slot)
         # What it was asked others own by now.
         self.mesh.ask_held()
@@ -421,6 +427,7 @@ class Hub:
                 log.info("closing connections that do not read", connections=len(self.connections))
         for connection in list(self.connections.values()):
             connection.abort()
+        self.quotas.note()
         self.handing.close()
         self.mesh.close()
         self.queries.close()

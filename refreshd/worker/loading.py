@@ -16,7 +16,7 @@ from refreshd.fleet import Plan
 from refreshd.shard import created_ms
 from refreshd.store.base import Reader
 from refreshd.store.sqlite_reader import SqliteReader
-from refreshd.task import Task, read_terms
+from refreshd.task import Task, read_terms, split_body
 from wire.errors import WireError
 from wire.heads import HeadTable
 from wire.lines import is_plain, parse
@@ -25,17 +25,18 @@ from wire.lines import is_plain, parse
 SLICE_ROWS = 1_000
 
 Row = tuple[int, int, bytes]
-"""(serial, plan number, request line)"""
+"""(serial, plan number, body)"""
 
 
 class TaskReader:
-    """Makes tasks of request lines; those with the same head share their terms."""
+    """Makes tasks of what `task.body_of` made of them; those with the same head share their terms."""
 
     def __init__(self) -> None:
         self._heads = HeadTable("post_task", read_terms)
 
-    def read(self, line: bytes, plan: Plan, serial: int) -> Task:
+    def read(self, body: bytes, plan: Plan, serial: int) -> Task:
         """A saved task at the beginning of its plan. Raises: WireError, KeyError for what is no task."""
+        line, key = split_body(body)
         cut = self._heads.cut(line) if is_plain(line) else None
         if cut is None:
             parsed = parse(line)
@@ -44,7 +45,9 @@ class TaskReader:
         else:
             task_id, terms, targets = cut
             count = targets.count(b" ") + 1
-        return Task(task_id, line, terms, count, plan.layers[0], serial, created_ms(serial))
+        task = Task(task_id, line, terms, count, plan.layers[0], serial, created_ms(serial))
+        task.key = key
+        return task
 
 
 class Loader:

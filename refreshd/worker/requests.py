@@ -55,6 +55,7 @@ class Requests:
             "stats": self._stats,
             "list_proxies": self._list_proxies,
             "forget_proxy": self._forget_proxy,
+            "list_quotas": self._list_quotas,
             "ready": self._ready,
             "report": self._report,
             "beat": self._beat,
@@ -222,7 +223,7 @@ class Requests:
 
         async def ask() -> bytes:
             stored = await self.hub.queries.by_serial(task.id, serial)
-            if stored is None or stored.result is None or not same_content(task.line, stored.body):
+            if stored is None or stored.result is None or not same_content(task.line, stored.line):
                 raise conflict(task.id)
             fields = views.describe_stored(stored)
             return views.ok({key: fields[key] for key in ("task_id", "state", "total")} | {"dup": 1})
@@ -310,6 +311,9 @@ class Requests:
             return b"ok\n"
 
         self.hub.queries.submit(turn, ask)
+
+    def _list_quotas(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        turn.parts.append(views.rows(self.hub.quotas.rows()))
 
     # ── proxies ───────────────────────────────────────────────────────────────────────────
 

@@ -35,7 +35,7 @@ def describe_ended(task: Task) -> Fields:
 
 def describe_stored(stored: Stored, state: State | None = None) -> Fields:
     """The fields of get_task for a row of the store; `state` where it has no result yet."""
-    line = parse(stored.body)
+    line = parse(stored.line)
     result = stored.result
     shown = state if result is None or state is not None else result.state
     return {
@@ -91,7 +91,7 @@ def stored_detail(stored: Stored) -> bytes:
     result = stored.result
     marks = read_marks(result.marks) if result else {}
     state = result.state if result else State.PENDING
-    count = len(parse(stored.body).items or ())
+    count = len(parse(stored.line).items or ())
     rows = []
     for rank, (name, layer) in enumerate(Plan.from_text(stored.plan).ranks):
         if rank in marks:

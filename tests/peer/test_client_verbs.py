@@ -237,6 +237,7 @@ ERRORS = {
     "beat": "auth",
     "hello v=1 role=client": "bad_line",
     "list_proxies": "denied",
+    "list_quotas": "denied",
     "forget_proxy name=a": "denied",
     "reload": "denied",
     "upgrade": "denied",

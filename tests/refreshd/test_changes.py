@@ -91,6 +91,15 @@ def test_keys_are_told_by_name_and_their_secret_is_not_shown() -> None:
     assert changed(more, A_KEY).in_place == ("key acme", "key new")
 
 
+def test_a_quota_changes_in_place() -> None:
+    before = A_KEY + "rate = 5\nper_day = { url = 9 }\n"
+    changes = changed(before, A_KEY + "rate = 6\nburst = 60\nper_day = { url = 9, dir = 1 }\n")
+    assert changes.lines() == [
+        'key acme: rate 5 → 6, burst 0 → 60, per_day {"url":9} → {"url":9,"dir":1} (at a reload)'
+    ]
+    assert changed(before, A_KEY + "per_day = { url = 9, tag = 0 }\nrate = 5\n").is_empty
+
+
 def test_urls_with_a_password_are_not_shown() -> None:
     mysql = msgspec.structs.replace(DEFAULTS.store, url="mysql://u:hunter2@h/d")
     changes = compare(DEFAULTS, msgspec.structs.replace(DEFAULTS, store=mysql))

@@ -36,6 +36,10 @@ url = ""
 name = "acme"
 secret_file = "acme.key"
 domains = ["Example.com", "img.example.net"]
+rate = 100
+burst = 500
+per_day = { url = 1000, dir = 0 }
+in_flight = 50
 
 [[proxy]]
 name = "pop1"
@@ -84,7 +88,9 @@ def test_everything_can_be_said() -> None:
     assert config.engine.open_fleet
     assert config.engine.stop_deadline_s == 2.5
     assert config.engine.heartbeat_timeout_s == 3.0
-    assert config.keys == (c.Key(name="acme", secret=b"hush", domains=("example.com", "img.example.net")),)
+    (key,) = config.keys
+    assert (key.name, key.secret, key.domains) == ("acme", b"hush", ("example.com", "img.example.net"))
+    assert (key.rate, key.burst, key.per_day, key.in_flight) == (100, 500, {"url": 1000}, 50)
     assert config.proxies == (
         c.Proxy(name="pop1", group="eu", layer=0),
         c.Proxy(name="pop2", group="eu", layer=1),
@@ -215,6 +221,7 @@ def test_a_secret_that_cannot_be_read() -> None:
 
 ADDRESS = 'an IP address (or localhost) and a port, such as "127.0.0.1:7070" or "[::1]:7070"'
 NAME = "a name, 1 to 64 of A-Za-z0-9._:-"
+PER_DAY = "targets by type, such as { url = 100000, dir = 50 }"
 KEY = '[[key]]\nname = "k"\nsecret_file = "f"\n'
 
 CORPUS: list[tuple[str, list[str]]] = [
@@ -278,6 +285,29 @@ CORPUS: list[tuple[str, list[str]]] = [
             "[\"example.com\"] ('http://y' is not a domain)"
         ],
     ),
+    (
+        f"{KEY}rate = 0.5",
+        ["line 4: key.rate: got 0.5, wanted a whole number of targets a second, 0 to 10,000,000"],
+    ),
+    (
+        f"{KEY}in_flight = -1",
+        ["line 4: key.in_flight: got -1, wanted a whole number of tasks, 0 to 1,000,000,000"],
+    ),
+    (f"{KEY}per_day = 5", [f"line 4: key.per_day: got 5, wanted {PER_DAY}"]),
+    (
+        f"{KEY}per_day = {{ page = 5 }}",
+        [
+            f"line 4: key.per_day: got {{'page': 5}}, wanted {PER_DAY} ('page' is no type; the types are "
+            "url, dir, regex, tag, prefetch)"
+        ],
+    ),
+    (
+        f"{KEY}per_day = {{ url = true }}",
+        [
+            f"line 4: key.per_day: got {{'url': True}}, wanted {PER_DAY} "
+            "(url is not a whole number, 0 to 1,000,000,000,000)"
+        ],
+    ),
     ("[[proxy]]\nname = 'a'\nlayer = 16", ["line 3: proxy.layer: got 16, wanted a whole number, 0 to 15"]),
     (f"[engine]\nid = '{'x' * 100}'", [f"line 2: engine.id: got '{'x' * 76}..., wanted {NAME}"]),
     # What must be there
@@ -288,6 +318,7 @@ CORPUS: list[tuple[str, list[str]]] = [
         ["line 2: engine.data: got '${A}', wanted a path (A is not set in the environment)"],
     ),
     # Between settings
+    (f"{KEY}burst = 5", ["line 4: key.burst: got 5, which says nothing without a key.rate"]),
     (
         '[engine]\nauth = "required"',
         ['line 2: engine.auth: "required", but there is no [[key]]; add one, or set auth = "none"'],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from refreshd.scoreboard import SIZE_BYTES, WORKERS_MAX, Row, Scoreboard
+from refreshd.scoreboard import SIZE_BYTES, WORKERS_MAX, Row, Scoreboard, quota_row_of
 
 
 @pytest.fixture
@@ -58,3 +58,52 @@ def test_what_another_process_writes_is_seen(board: Scoreboard, fd: int) -> None
 def test_there_is_no_row_beyond_the_last(board: Scoreboard) -> None:
     with pytest.raises(IndexError):
         board.set_connections(2 * WORKERS_MAX, 1)
+
+
+def test_a_page_of_an_earlier_version_grows(fd: int) -> None:
+    os.ftruncate(fd, 8192)
+    Scoreboard(fd).write(3, Row(1, 2, 3, 4, 1))
+    again = Scoreboard(fd)
+    assert again.read(3) == Row(1, 2, 3, 4, 1)
+    assert os.fstat(fd).st_size == SIZE_BYTES
+    again.close()
+
+
+def test_processes_have_rows_of_their_own_for_quotas() -> None:
+    rows = [quota_row_of(slot, side) for slot in range(WORKERS_MAX) for side in (0, 1)]
+    assert rows == list(range(2 * WORKERS_MAX))
+
+
+_TAKERS = """
+import sys, time
+from refreshd.limits import Book, Limits, Usage
+from refreshd.scoreboard import Scoreboard
+from wire.errors import Refused
+
+board = Scoreboard(int(sys.argv[1]))
+book = Book(board.quotas, int(sys.argv[2]))
+usage = book.usage("acme")
+usage.configure(Limits(rate_milli=1, burst=20_000))
+board.write(int(sys.argv[2]), (1, 1, 1, 1, 1))
+while sum(board.read(row).pid for row in range(4)) < 4:
+    pass
+taken = 0
+try:
+    while True:
+        usage.take(0, 1, time.monotonic_ns() // 1_000_000, 0)
+        taken += 1
+except Refused:
+    print(taken)
+"""
+
+
+def test_processes_share_one_quota(fd: int) -> None:
+    """Four at full speed: all of the burst is taken, and a few too many at the most."""
+    takers = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TAKERS, str(fd), str(row)], pass_fds=[fd], stdout=subprocess.PIPE
+        )
+        for row in range(4)
+    ]
+    taken = [int(taker.communicate(timeout=60)[0]) for taker in takers]
+    assert 20_000 <= sum(taken) <= 20_000 + 20

@@ -14,10 +14,13 @@ from refreshd.task import (
     Failure,
     IllegalTransition,
     State,
+    body_of,
     failure_mark,
+    line_of,
     mark,
     push_line,
     read_marks,
+    split_body,
 )
 from tests.refreshd.making import a_plan, a_task
 from wire.fields import FINAL_STATES, STATES
@@ -182,3 +185,17 @@ class Counting(RuleBasedStateMachine):
 
 TestCounting = Counting.TestCase
 TestCounting.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("key", [None, "acme", "a.b:c-d_9"])
+def test_what_is_stored_of_a_task_tells_whose_it_is(key: str | None) -> None:
+    task = a_task(count=2)
+    task.key = key
+    body = body_of(task)
+    assert split_body(body) == (task.line, key)
+    assert line_of(body) == task.line
+    assert (body == task.line) == (key is None)
+
+
+def test_keys_of_many_tasks_are_one_object() -> None:
+    assert split_body(b"a\nacme")[1] is split_body(b"b\nacme")[1]

@@ -292,6 +292,15 @@ def test_stats_workers_proxies_and_ping(ctl: Ctl) -> None:
     assert "30.0 MiB" in ctl("workers").out
     assert ctl("proxies", "--json").json["proxies"][0]["proxy"] == "pop1"
     assert "1s ago" in ctl("proxies").out
+    keys = ctl("quotas", "--json").json["quotas"]
+    assert [(key["key"], key["spare"], key["url_max"]) for key in keys[:1]] == [("acme", -30, 1000000)]
+    assert keys[1]["key"] == "0x10"
+    assert "spare" not in keys[1]
+    assert ctl("quotas").out.splitlines() == [
+        "KEY   RATE  BURST  SPARE  TAKEN  REFUSED  IN FLIGHT  URL            DIR",
+        "acme   100    500    -30  20120       12  31/1000    20100/1000000   20",
+        "0x10     -      -      -      5        0  31/1000    20100/1000000   20",
+    ]
     assert ctl("proxies", "--forget", "pop1").code == 0
     assert ctl("proxies", "--forget", "nix").code == 1
     assert "answered in" in ctl("ping").out
@@ -342,6 +351,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         "stats",
         "workers",
         "proxies",
+        "quotas",
         "status",
         "reload",
         "upgrade",

@@ -61,6 +61,7 @@ def test_looking_at_the_engine(engine: Engine) -> None:
     code, said = ctl(engine, "stats")
     assert code == 0
     assert all(isinstance(value, int | float | str) for value in said.values())
+    assert ctl(engine, "quotas") == (0, {"quotas": []})
     code, said = ctl(engine, "ping")
     assert said["ms"] >= 0
 

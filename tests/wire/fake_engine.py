@@ -238,6 +238,13 @@ class FakeEngine:
             ]
         )  # fmt: skip
 
+    def do_list_quotas(self, connection: Connection, line: Line) -> bytes:
+        acme = {"key": "acme", "rate": 100, "burst": 500, "spare": -30, "taken": 20120, "refused": 12}
+        in_flight = {"in_flight": 31, "in_flight_max": 1000}
+        types = {"url": 20100, "url_max": 1000000, "dir": 20, "dir_max": 0}
+        free = {"key": "0x10", "rate": 0, "burst": 0, "taken": 5, "refused": 0}
+        return listing([acme | in_flight | types, free | in_flight | types])
+
     def do_forget_proxy(self, connection: Connection, line: Line) -> bytes:
         if line.fields.get("name") != "pop1":
             raise Refused("not_found", f"no proxy {line.fields.get('name')}")

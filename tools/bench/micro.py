@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
+from refreshd.limits import Book, Limits, Page, Usage
 from refreshd.task import read_terms
 from tools.bench.lines import LINE_BYTES, id_of, post_lines
 from tools.bench.report import Row
@@ -32,8 +33,8 @@ _URL = re.compile(rb"https?://[!\"$-~]+").fullmatch
 
 
 def run(quick: bool) -> list[Row]:
-    """Reading a line, and appending a row."""
-    return [*_reading(), *_appending(ROWS[not quick])]
+    """Reading a line, checking a quota, and appending a row."""
+    return [*_reading(), *_quotas(), *_appending(ROWS[not quick])]
 
 
 def _reading() -> list[Row]:
@@ -71,6 +72,34 @@ def _timed(name: str, call: Callable[[], object], operations: int = 1) -> Row:
     while (best := min(timer.repeat(3, number))) < REPEAT_S:
         number *= 4
     return Row(f"micro: {name}", round(best / number / operations * 1e6, 3), "µs")
+
+
+def _quotas() -> list[Row]:
+    """With all kinds of limits, of which much is left."""
+    rows: list[Row] = []
+    for workers in (2, 8):
+        page = Page()
+        books = [Book(page, 2 * slot) for slot in range(workers)]
+        usage = books[0].usage("acme")
+        usage.configure(Limits(10**10, 10**7, 10**9, (10**12,) * 5))
+        for number in (64, 1):
+            call = _checks(usage, number)
+            name = f"quota check, {number} a ms, {workers} workers"
+            rows.append(_timed(name, call, number))
+    return rows
+
+
+def _checks(usage: Usage, number: int) -> Callable[[], None]:
+    """So many tasks in a millisecond."""
+    now_ms, wall_ms = 0, time.time_ns() // 1_000_000
+
+    def check() -> None:
+        nonlocal now_ms
+        now_ms += 1
+        for _ in range(number):
+            usage.take(0, 1, now_ms, wall_ms)
+
+    return check
 
 
 def _appending(number: int) -> list[Row]:

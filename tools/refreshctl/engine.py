@@ -1,4 +1,4 @@
-"""`stats`, `status`, `workers`, `proxies` and `ping`: the engine itself."""
+"""`stats`, `status`, `workers`, `proxies`, `quotas` and `ping`: the engine itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def stats(context: Context) -> Exit:
 
 
 # What stays text, whatever it looks like.
-_TEXTS = frozenset({"proxy", "group", "release", "step", "why"})
+_TEXTS = frozenset({"key", "proxy", "group", "release", "step", "why"})
 
 
 def _values(fields: dict[str, str]) -> dict[str, Any]:
@@ -72,6 +72,26 @@ async def proxies(context: Context) -> Exit:
     shown = [_readable(row) for row in rows]
     context.show({"proxies": rows}, table(_columns(shown), shown) if rows else "no proxies\n")
     return Exit.OK
+
+
+async def quotas(context: Context) -> Exit:
+    """The keys: limits and use."""
+    rows = await _rows(context, "list_quotas")
+    shown = [_used_of_limit(row) for row in rows]
+    context.show({"quotas": rows}, table(_columns(shown), shown) if rows else "no keys\n")
+    return Exit.OK
+
+
+def _used_of_limit(row: dict[str, Any]) -> dict[str, Any]:
+    """What is used and its limit in one cell, `80/100`; where there is no limit, what is used."""
+    shown: dict[str, Any] = {}
+    for key, value in row.items():
+        limit = row.get(f"{key}_max")
+        if key in ("rate", "burst"):
+            shown[key] = value or None
+        elif not key.endswith("_max"):
+            shown[key] = f"{value}/{limit}" if limit else value
+    return shown
 
 
 def _readable(row: dict[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,7 @@ VERBS = (
         (Argument(("--forget",), "take a proxy that is gone for good out of the fleet",
         {"metavar": "NAME"}),),
     ),
+    Verb("quotas", "engine:quotas", "show what each key may do, and what it uses and has used"),
     Verb(
         "reload", "operations:reload",
         "bring the engine's configuration file into effect, unnoticed by clients and proxies", _OPERATION,

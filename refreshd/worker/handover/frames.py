@@ -43,7 +43,7 @@ class Link(msgspec.Struct, frozen=True, array_like=True, tag="link"):
 
 
 class Copy(msgspec.Struct, frozen=True, array_like=True, tag="copy"):
-    """Tasks as they were accepted: (serial, plan number, request line). `plans` has those not sent before."""
+    """Tasks as they were accepted: (serial, plan number, body). `plans` has those not sent before."""
 
     plans: dict[int, str]
     tasks: list[tuple[int, int, bytes]]

@@ -84,6 +84,7 @@ class Moves:
     def taken(self) -> None:
         """The predecessor has nothing left."""
         self.taker = None
+        self._hub.quotas.alone()
         self.on_taken()
         self._hub.show()
 

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from refreshd.fanout import Log
 from refreshd.fleet import Layer, Plan
-from refreshd.task import State, Task
+from refreshd.task import State, Task, body_of
 from refreshd.worker.engine import Engine
 from refreshd.worker.handover.frames import Copy, Group, Shards, TaskState
 from refreshd.worker.links import Link
@@ -55,7 +55,7 @@ class Copier:
             if plan.number not in self._plans_sent:
                 self._plans_sent.add(plan.number)
                 plans[plan.number] = plan.text
-            rows.append((task.serial, plan.number, task.line))
+            rows.append((task.serial, plan.number, body_of(task)))
             self._copied[shard].append(task)
         return Copy(plans, rows)
 
@@ -202,7 +202,7 @@ class Receiver:
         for number, text in frame.plans.items():
             self._plans[number] = Plan.from_text(text)
         read = self._reader.read
-        tasks = [read(line, self._plans[number], serial) for serial, number, line in frame.tasks]
+        tasks = [read(body, self._plans[number], serial) for serial, number, body in frame.tasks]
         for task in tasks:
             self._copied[task.id] = task
         return tasks

@@ -35,6 +35,7 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
     began = time.monotonic()
     hub.shards.give(shards, HELD)
     hub.mesh.forget(gone)
+    hub.quotas.alone()
     tasks = 0
     lanes = sorted({hub.shards.lane_by_shard[shard] for shard in shards})
     for lane in lanes:

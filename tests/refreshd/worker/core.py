@@ -17,7 +17,7 @@ from refreshd.fanout import Log
 from refreshd.fleet import Fleet, Plan, Proxy
 from refreshd.shard import ShardMap, created_ms
 from refreshd.store.base import ResultRow
-from refreshd.task import Task, read_terms
+from refreshd.task import Task, line_of, read_terms, split_body
 from refreshd.worker import engine as engine_module
 from refreshd.worker import proxies as proxies_module
 from refreshd.worker.engine import Engine
@@ -216,10 +216,12 @@ class Core:
         self.engine.serials.after(max([self.table.low, *self.table.tasks]))
         for serial in self.table.unfinished():
             task_id, text, body = self.table.tasks[serial]
-            line = parse(body)
+            raw, key = split_body(body)
+            line = parse(raw)
             layer = plans.setdefault(text, Plan.from_text(text)).layers[0]
             count = len(line.items or ())
-            task = WeakTask(task_id, body, read_terms(line), count, layer, serial, created_ms(serial))
+            task = WeakTask(task_id, raw, read_terms(line), count, layer, serial, created_ms(serial))
+            task.key = key
             self.engine.load(task)
         self.engine.start_all(list(self.engine.tasks.values()))
         self.loop.run()
@@ -244,7 +246,7 @@ class Core:
 
     def id_is_finished(self, task: Task, serial: int, turn: Turn, place: int) -> None:
         self.repeats.append((task, serial, turn, place))
-        same = engine_module.same_content(task.line, self.table.tasks[serial][2])
+        same = engine_module.same_content(task.line, line_of(self.table.tasks[serial][2]))
         if same:
             turn.fill(place, b"ok task_id=%b state=final dup=1\n" % task.id)
         else:

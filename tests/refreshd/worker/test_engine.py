@@ -164,6 +164,69 @@ def test_draining(core: Core) -> None:
     assert "dup=1" in core.post(post(1)).reply
 
 
+ACME = '[[key]]\nname = "acme"\nsecret_file = "f"\n'
+
+
+def spent(core: Core, name: str = "acme") -> tuple[int, int, int]:
+    """Targets let in, targets of URLs today, tasks in flight."""
+    spent = core.engine.book.usage(name).spent(core.time.wall_ms)
+    return spent.taken, spent.today[0], spent.in_flight
+
+
+def test_a_quota_is_the_last_check(patch: pytest.MonkeyPatch) -> None:
+    core = Core(patch, ONE, toml=ACME + "rate = 1\nburst = 5\n")
+    for refused in (post(1, "type=url scope=nowhere", 5), post(1, "type=url ttl=x", 5)):
+        assert "code=bad_field" in core.post(refused, key="acme").reply
+    core.engine.draining = True
+    assert "code=draining" in core.post(post(1, count=5), key="acme").reply
+    core.engine.draining = False
+    assert spent(core) == (0, 0, 0)
+    client = core.post(post(1, count=5), post(2), key="acme")
+    core.commit()
+    assert client.reply.startswith("ok task_id=t1 ")
+    assert "code=limited retry_ms=1000 " in client.reply
+    assert spent(core) == (5, 5, 1)
+    assert b"t2" not in core.engine.tasks
+    assert "dup=1" in core.post(post(1, count=5), key="acme").reply
+    assert "code=conflict" in core.post(post(1), key="acme").reply
+    assert spent(core) == (5, 5, 1)
+
+
+def test_a_task_that_is_not_saved_gives_its_quota_back(patch: pytest.MonkeyPatch) -> None:
+    core = Core(patch, ONE, toml=ACME)
+    client = core.post(post(1, count=3), key="acme")
+    assert spent(core) == (3, 3, 1)
+    core.commit("no room")
+    assert "code=unavailable" in client.reply
+    assert spent(core) == (0, 0, 0)
+    core.post(post(1, count=3), key="acme")
+    core.commit()
+    core.engine.withdraw(core.engine.tasks[b"t1"], State.CANCELLED)
+    assert spent(core) == (3, 3, 1)
+    core.commit()
+    assert spent(core) == (3, 3, 0)
+    again = core.post(post(1, count=3), key="acme")
+    core.commit()
+    assert "dup=1" in again.reply, "a finished task, which only the store knows"
+    assert spent(core) == (3, 3, 0)
+
+
+def test_whose_a_task_is_survives_the_process(patch: pytest.MonkeyPatch) -> None:
+    core = Core(patch, ONE, toml=ACME)
+    core.post(post(1), key="acme")
+    core.post(post(2))
+    core.commit()
+    again = Core(patch, ONE, core.table, ACME, core.time)
+    assert spent(again) == (0, 0, 1)
+    assert again.engine.tasks[b"t1"].line == post(1)
+    assert [again.engine.tasks[task].key for task in (b"t1", b"t2")] == ["acme", None]
+    wire = Wire()
+    again.connect("a0", 10, wire)
+    again.report("a0", b"t1", b"t2")
+    again.commit()
+    assert spent(again) == (0, 0, 0)
+
+
 def test_a_key_keeps_to_its_domains(patch: pytest.MonkeyPatch) -> None:
     core = Core(patch, ONE)
     core.engine._domains = {"acme": ("example.com",), "any": ()}
