@@ -12,7 +12,7 @@ help:
 	@echo 'make demo     start engine, agent, origin and cache, show a refresh and a prefetch, stop'
 	@echo 'make run      the same, and stay up to be played with'
 	@echo 'make install  .venv with refreshd, proxyd and refreshctl'
-	@echo 'make test     lint, types and tests (installs Varnish and Traffic Server where it may)'
+	@echo 'make test     lint, types and tests (installs Varnish, Traffic Server and Redis where it may)'
 	@echo 'make soak     10 minutes of load, reloads, upgrades and kills, checked at the end (SOAK_ARGS=--quick: less)'
 	@echo 'make bench    the figures; make format: ruff format; make lock: pin the libraries anew; make clean'
 
@@ -32,7 +32,8 @@ run demo: install
 
 # pytest comes last, so that its closing line is the last one.
 test: .venv/.test-installed
-	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nc:netcat-openbsd systemd-analyze:systemd
+	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nc:netcat-openbsd systemd-analyze:systemd \
+		redis-server:redis-server
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
