@@ -1,4 +1,4 @@
-"""Real caches and an origin, each started privately: own folder, free port, stopped at the end.
+"""Real caches, an origin and a Redis, each started privately: own folder, free port, stopped at the end.
 
 Plain classes without pytest, for tests, the bench and the demo alike:
 
@@ -12,7 +12,8 @@ from tools.servers.agent import Agent
 from tools.servers.ats import TrafficServer
 from tools.servers.errors import ServerFailed
 from tools.servers.origin import Origin
+from tools.servers.redis import RedisServer
 from tools.servers.varnish import Varnish
 from tools.servers.waiting import wait_until
 
-__all__ = ["Agent", "Origin", "ServerFailed", "TrafficServer", "Varnish", "wait_until"]
+__all__ = ["Agent", "Origin", "RedisServer", "ServerFailed", "TrafficServer", "Varnish", "wait_until"]
