@@ -331,7 +331,7 @@ class ElectionsWithRedis(RuleBasedStateMachine):
 
 
 TestElections = ElectionsWithRedis.TestCase
-TestElections.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestElections.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 @given(st.lists(st.tuples(engines, delays_ms), max_size=60))
