@@ -4,6 +4,7 @@ RefreshdError
 ├── ConfigError       the configuration cannot be used; one line a fault
 ├── BootError         the engine cannot start here; trying again will not help
 ├── StateRefused      what the master before a re-execution left cannot be gone on with
+├── ClusterUnavailable   Redis did not do what it was asked; what the engine owns it goes on with
 └── StoreError        the store did not do what it was asked
     ├── StoreUnavailable   it may answer later (full disk, locked file); nothing was kept
     ├── StoreDamaged       what is on disk is not what was written
@@ -33,6 +34,10 @@ class BootError(RefreshdError):
 
 class StateRefused(RefreshdError):
     """This code cannot go on with what the master before a re-execution left."""
+
+
+class ClusterUnavailable(RefreshdError):
+    """Redis did not do what it was asked; it may have done so and not said it."""
 
 
 class StoreError(RefreshdError):

@@ -32,6 +32,11 @@ PURE = tuple(
         "changes",
     )
 )
+# What the cluster decides; what it says to Redis and SQL is beside it.
+CLUSTER_PURE = tuple(
+    f"refreshd.cluster.{name}"
+    for name in ("names", "lease", "snapshot", "election", "takeover", "truth", "status")
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ RULES = (
         PURE,
         ("refreshd.store", "refreshd.cluster", "refreshd.master", "refreshd.worker", "refreshd.http"),
     ),
+    Rule(
+        "what the cluster decides is pure", CLUSTER_PURE, ("asyncio", "socket", "redis", "threading", "time")
+    ),
+    Rule("the cluster runs in any loop", ("refreshd.cluster",), ("uvloop",)),
     Rule(
         "store and cluster are below the worker",
         ("refreshd.store", "refreshd.cluster"),
@@ -180,6 +189,9 @@ def names_of(modules: Mapping[str, Module]) -> set[str]:
         ({"refreshd__fleet": "from .store import sqlite"}, "pure is at the bottom"),
         ({"refreshd__store__sqlite": "from ..worker.saver import Saver"},
          "store and cluster are below the worker"),
+        ({"refreshd__cluster__election": "from . import clock", "refreshd__cluster__clock": "import time"},
+         "what the cluster decides is pure"),
+        ({"refreshd__cluster__client": "import uvloop"}, "the cluster runs in any loop"),
         ({"refreshd__worker_": "from .. import http"}, "the worker is below http"),
         ({"refreshd__master__spawn": "import refreshd.loops", "refreshd__loops": "import uvloop"},
          "the master runs no worker code"),
