@@ -12,7 +12,7 @@ import psutil
 import setproctitle
 
 from proxyd import __version__
-from proxyd.carry import Carried
+from proxyd.carry import Carried, ground_of
 from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
@@ -83,7 +83,7 @@ class Agent:
             )  # fmt: skip
         timers = [
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
-            loop.create_task(self._every(PROGRESS_EVERY_S, self.dispatcher.tell_progress)),
+            loop.create_task(self._every(PROGRESS_EVERY_S, self._progress)),
             loop.create_task(self._operations.run()),
             loop.create_task(self._arrive()),
         ]
@@ -124,6 +124,12 @@ class Agent:
         self._carried = carried
         self.generation = carried.generation + 1
         self._apply_caches(self.config)
+        memory = carried.memory
+        if memory is not None and memory.ground == ground_of(self.config):
+            now = asyncio.get_running_loop().time()
+            self.dispatcher.know_done(memory.done, memory.era, now)
+        else:
+            self.dispatcher.era = 1 + carried.newest_era
         self.links.resume(carried.slots)
 
     async def abandon(self) -> None:
@@ -174,6 +180,10 @@ class Agent:
         while True:
             await asyncio.sleep(seconds)
             act()
+
+    def _progress(self) -> None:
+        self.dispatcher.tell_progress()
+        self.dispatcher.sweep(asyncio.get_running_loop().time())
 
     def _beat(self) -> None:
         now, cpu = time.monotonic(), time.process_time()

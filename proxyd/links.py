@@ -66,7 +66,7 @@ class Links:
 
     def apply(self, config: AgentConfig) -> None:
         """Links to engines that are new, lets go of those that are gone; notes what is greeted with."""
-        self.settings = _settings(config)
+        self._greet_with(_settings(config))
         self.silence_s = config.silence_s
         self.leave_s = config.stop_timeout_s
         before = self._engines
@@ -83,6 +83,15 @@ class Links:
         self.count_slots()
         if self._again is None:
             self._again = asyncio.get_running_loop().create_task(self._settle_again())
+
+    def _greet_with(self, settings: LinkSettings) -> None:
+        before, self.settings = self.settings, settings
+        if settings.who != before.who:
+            # As another proxy, in another layer, what was done may have been done too early.
+            self.dispatcher.forget_done()
+            for engine in self.engines:
+                for slot in engine.all_slots:
+                    slot.trust_ids()
 
     async def settle(self) -> bool:
         """Has each link greet with what holds now, one at a time. Returns whether all do."""

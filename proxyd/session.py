@@ -1,6 +1,6 @@
 """One connection to one worker of an engine, without I/O (PROTOCOL.md, "Proxy verbs").
 
-    NEW ──greet()──► GREETING ──ok──► SERVING ──!drain──► DRAINING
+    NEW ──greet()──► GREETING ──ok──► SERVING ──!drain──► DRAINING (what is pushed now is not taken)
                          │
                          └──err──► Refusal, the connection is given up
 
@@ -43,10 +43,14 @@ Push = tuple[bytes, PushHead, list[bytes]]
 
 
 class Greeted(NamedTuple):
-    """The engine's answer to hello. It says how many workers there are."""
+    """The engine's answer to hello: who it is, how many workers it has, and where it keeps its tasks.
+
+    `store` is empty where it does not say.
+    """
 
     engine: str
     workers: int
+    store: str = ""
 
 
 class Credited(NamedTuple):
@@ -223,6 +227,9 @@ class LinkSession:
         # Before the greeting is answered no push is hot: none may come.
         plain = reader.plain and self.greeted
         for line in lines:
+            if self.state is LinkState.DRAINING and line.startswith(b"!task "):
+                # The engine pushes it again, on another connection, as all that was not reported.
+                continue
             hot = plain and line.startswith(b"!task ")
             event = self._cut_push(line) if hot else self._read(line)
             if event is not None:
@@ -290,7 +297,14 @@ class LinkSession:
             raise LinkBroken(
                 f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible"
             )
-        return Greeted(fields.get("engine", "?"), workers)
+        return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"))
+
+
+def _read_name(fields: dict[str, str], name: str) -> str:
+    try:
+        return read_id(fields.get(name, ""))
+    except ValueError:
+        return ""
 
 
 def _read_count(fields: dict[str, str], name: str, default: int) -> int:
