@@ -67,6 +67,17 @@ class CarriedSlot(msgspec.Struct, frozen=True):
     store: str = ""
 
 
+class CarriedEngine(msgspec.Struct, frozen=True):
+    """An engine: who it said that it is, whether it is parked, and what engines it has named."""
+
+    address: tuple[str, int]
+    learned: bool
+    id: str
+    store: str
+    parked: bool
+    named: list[tuple[str, int]]
+
+
 class CarriedMemory(msgspec.Struct, frozen=True):
     """What was done well, and in which era; `ground` stands for what that rests on (`ground_of`)."""
 
@@ -83,6 +94,7 @@ class Carried(msgspec.Struct, frozen=True):
     paused_at: float
     slots: list[CarriedSlot]
     memory: CarriedMemory | None = None
+    engines: list[CarriedEngine] = []
 
     @property
     def fds(self) -> list[int]:

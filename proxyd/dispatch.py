@@ -193,14 +193,19 @@ class Dispatcher:
         home.add_failed(task)
 
     def cancel(self, home: Outbox, task_ids: Iterable[bytes]) -> None:
-        """Forgets tasks: what has not begun is not begun, and nothing is reported."""
+        """Forgets tasks: what has not begun is not begun, and nothing is reported.
+
+        But what another engine waits for goes on: who cancels may be one that its tasks were taken from.
+        """
         for task_id in task_ids:
             key = home.scope.mark + task_id
             self.done.forget(key)
             task = self._tasks.get(key)
             if task is not None:
-                leave_home(task.home)
-                self._drop(task)
+                task.home = drop_home(task.home, home)
+                if not any(part.live for part in parts_of(task.home)):
+                    leave_home(task.home)
+                    self._drop(task)
 
     def resume(self, home: Outbox, carried: CarriedTask, now: float) -> None:
         """Begins what was open of a task when the code before this left it."""

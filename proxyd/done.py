@@ -20,6 +20,7 @@ Age counts from the first push, which an engine that has ended the task cannot h
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -62,14 +63,15 @@ class Done:
     __slots__ = ("_done",)
 
     def __init__(self) -> None:
-        self._done: OrderedDict[bytes, tuple[PushHead, Content, float]] = OrderedDict()
+        self._done: OrderedDict[bytes, tuple[str, bool, Content, float]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._done)
 
     def add(self, key: bytes, head: PushHead, content: Content, received_at: float) -> None:
         """A task that was pushed at `received_at` was done well."""
-        self._done[key] = (head, content, received_at)
+        # Of plain values, so that the collector of garbage need not look at 100,000 of them.
+        self._done[key] = (head.type, head.force, content, received_at)
         if len(self._done) > DONE_MAX:
             self._done.popitem(last=False)
 
@@ -78,7 +80,8 @@ class Done:
         entry = self._done.get(key)
         if entry is None:
             return False
-        if now - entry[2] <= AGE_MAX_S and entry[1] == content and is_same_work(entry[0], head):
+        type_, force, done, received_at = entry
+        if now - received_at <= AGE_MAX_S and (type_, force, done) == (head.type, head.force, content):
             return True
         del self._done[key]
         return False
@@ -95,23 +98,21 @@ class Done:
         """Forgets what is too old; to be called every second or so."""
         done = self._done
         for _ in range(min(len(done), SWEEP_MAX)):
-            if now - next(iter(done.values()))[2] <= AGE_MAX_S:
+            if now - next(iter(done.values()))[3] <= AGE_MAX_S:
                 return
             done.popitem(last=False)
 
     def carry(self, now: float) -> list[CarriedDone]:
         """All of it, oldest first."""
         return [
-            (key, head.type, head.force, content, now - received_at)
-            for key, (head, content, received_at) in self._done.items()
+            (key, type_, force, content, now - received_at)
+            for key, (type_, force, content, received_at) in self._done.items()
         ]
 
     def resume(self, carried: Iterable[CarriedDone], now: float) -> None:
         """The inverse of `carry`."""
-        heads: dict[tuple[str, bool], PushHead] = {}
         for key, type_, force, content, age_s in carried:
-            head = heads.setdefault((type_, force), PushHead(type_, force=force))
-            self.add(key, head, content, now - age_s)
+            self._done[key] = (sys.intern(type_), force, content, now - age_s)
 
     def __repr__(self) -> str:
         return f"<Done {len(self._done)} tasks>"

@@ -56,7 +56,7 @@ def add_home(home: Home, newest: Outbox) -> Home:
 
 
 def drop_home(home: Home, newest: Outbox) -> Home:
-    """The home of a task when `newest` pushed another one under its id."""
+    """The home of a task that `newest` does not wait for any more."""
     return _settle(home, _others(home, newest))
 
 

@@ -31,7 +31,7 @@ class Outbox:
 
     __slots__ = (
         "_active", "_done", "_kept", "_oldest", "_wake", "_woken",
-        "engine", "layer", "name", "owed", "scope", "trusted",
+        "engine", "layer", "live", "name", "owed", "scope", "trusted",
     )  # fmt: skip
 
     def __init__(self, wake: Callable[[], None], name: str = "", *, engine: str = "", layer: int = 0) -> None:
@@ -41,6 +41,8 @@ class Outbox:
         self.layer = layer
         self.scope: Scope = UNKNOWN
         """Whose ids are pushed and reported here."""
+        self.live = False
+        """Whether its link is up: one that comes up is pushed again what was not reported."""
         self.trusted = False
         """Whether what was done well may be known by its id when it is pushed again, see `done.py`."""
         self._woken = False

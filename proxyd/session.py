@@ -89,6 +89,12 @@ class Drain(NamedTuple):
     to: list[str]
 
 
+class Engines(NamedTuple):
+    """The engine names the others of its cluster, all that it knows."""
+
+    addresses: list[str]
+
+
 class Resend(NamedTuple):
     """A report the engine could not take now: to be sent again after `wait_s`."""
 
@@ -102,7 +108,9 @@ class Complaint(NamedTuple):
     text: str
 
 
-Event = Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Resend | Complaint
+Event = (
+    Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Engines | Resend | Complaint
+)
 
 
 class Identity(NamedTuple):
@@ -273,6 +281,8 @@ class LinkSession:
         if line.verb == "!drain":
             self.state = LinkState.DRAINING
             return Drain([address for address in line.fields.get("to", "").split(",") if address])
+        if line.verb == "!engines":
+            return Engines(list(items))
         # A push of a later version of the protocol.
         return None
 
@@ -291,13 +301,16 @@ class LinkSession:
 
     def _take_greeting(self, fields: dict[str, str]) -> Greeted:
         self.state = LinkState.SERVING
-        workers = _read_count(fields, "workers", 1)
         self._set_line_max(_read_count(fields, "line_max", DEFAULT_LINE_MAX_BYTES))
-        if not 1 <= workers <= WORKERS_MAX:
-            raise LinkBroken(
-                f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible"
-            )
-        return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"))
+        return read_greeted(fields)
+
+
+def read_greeted(fields: dict[str, str]) -> Greeted:
+    """What an engine says of itself when it is greeted. Raises: LinkBroken."""
+    workers = _read_count(fields, "workers", 1)
+    if not 1 <= workers <= WORKERS_MAX:
+        raise LinkBroken(f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible")
+    return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"))
 
 
 def _read_name(fields: dict[str, str], name: str) -> str:

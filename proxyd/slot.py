@@ -62,6 +62,8 @@ class Slot:
         self._link: Link | None = None
         self._backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_CAP_S)
         self._leaving = False
+        self._address = engine.configured
+        """Where the newest connection leads."""
         self._carried = carried
         """A connection that the code before this has greeted, until it is taken over."""
         self._task: asyncio.Task[None] | None = None
@@ -187,6 +189,7 @@ class Slot:
     async def _serve(self, address: tuple[str, int]) -> None:
         """One connection, from its connect to its end. Raises: LinkError, OSError, TimeoutError."""
         carried, self._carried = self._carried, None
+        self._address = address
         link = Link(self, None if carried is None else LinkSession.thaw(carried.session))
         try:
             async with asyncio.timeout(GREET_TIMEOUT_S):
@@ -225,6 +228,8 @@ class Slot:
                 self.dispatcher.cancel(self.outbox, task_ids)
             case s.Drain(to):
                 self._drain(link, to)
+            case s.Engines(addresses):
+                self.engine.links.learn(self.engine, addresses)
             case s.Resend(line, wait_s):
                 self._loop.call_later(wait_s, self._restore, [line], self.outbox.scope)
             case s.Complaint(text):
@@ -234,7 +239,11 @@ class Slot:
 
     def _begin(self, link: Link, greeted: s.Greeted) -> None:
         """The engine took our hello: first what was finished is reported, then new work asked for."""
+        if not self.engine.admit(self._address, greeted):
+            link.end(LinkBroken("this engine is linked already, by another name"))
+            return
         self._link = link
+        self.outbox.live = True
         self._belong_to(greeted.engine, greeted.store)
         link.greeted.set()
         self.flush()
@@ -267,6 +276,7 @@ class Slot:
     def resumed(self, link: Link) -> None:
         """See `link.Owner`."""
         self._link = link
+        self.outbox.live = True
         self.flush()
         link.set_reading(self.engine.links.reading)
         if link.session.state is LinkState.DRAINING:
@@ -287,6 +297,8 @@ class Slot:
         """A connection ended: reports that were not answered go out again on the next one."""
         if self._link is link:
             self._link = None
+            self.outbox.live = False
+            self.engine.link_lost()
         self._restore(link.session.unanswered(), self.outbox.scope)
 
     def _restore(self, lines: list[bytes], scope: Scope) -> None:

@@ -103,7 +103,8 @@ def execute(agent: Agent, command: list[str], paused_at: float) -> None:
     slots = agent.links.carry(carry_tasks(agent.caches.unended(), now))
     dispatcher = agent.dispatcher
     memory = carry.CarriedMemory(carry.ground_of(agent.config), dispatcher.era, dispatcher.done.carry(now))
-    carried = carry.Carried(__version__, agent.generation, paused_at, slots, memory)
+    engines = agent.links.carry_engines()
+    carried = carry.Carried(__version__, agent.generation, paused_at, slots, memory, engines)
     inherited: list[int] = []
     try:
         inherited = carry.write(carried, os.environ)

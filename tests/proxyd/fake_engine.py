@@ -135,6 +135,8 @@ class FakeEngine:
         verb, *pairs = line.partition(" -- ")[0].split(" ")
         fields = dict(pair.split("=", 1) for pair in pairs)
         if verb == "hello":
+            if fields["role"] == "client":
+                return f"ok v=1 engine={self.id} worker=0 workers={self.workers} shards=64 line_max=65536\n"
             link.worker = int(fields["worker"])
             if link.worker >= self.workers:
                 return "err code=bad_field field=worker msg=no\\ssuch\\sworker\n"

@@ -356,6 +356,24 @@ def test_in_a_higher_layer_another_engine_has_it_begun_anew_for_both() -> None:
     assert bench.dispatcher.open_targets == 0
 
 
+def test_what_one_engine_takes_back_goes_on_for_another_that_waits() -> None:
+    bench = Bench("varnish")
+    boxes = [engine_box("e1"), engine_box("e2")]
+    boxes[1].live = True
+    for box in boxes:
+        bench.push("a", "http://h/1", box=box)
+    bench.dispatcher.cancel(boxes[0], [b"a"])
+    assert [box.owed for box in boxes] == [0, 1]
+    bench.end()
+    assert [bench.reports(box) for box in boxes] == [[], done("a")]
+    # One that is away pushes it again when it is back, if it still wants it.
+    for box in boxes:
+        bench.push("b", "http://h/1", box=box)
+    bench.dispatcher.cancel(boxes[1], [b"b"])
+    assert [box.owed for box in boxes] == [0, 0]
+    assert bench.dispatcher.tasks == 0
+
+
 def test_another_content_in_hand_is_done_beside_it() -> None:
     bench = Bench("varnish")
     boxes = [engine_box("e1"), engine_box("e2")]
