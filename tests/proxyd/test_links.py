@@ -323,6 +323,18 @@ def test_engines_that_share_nothing_do_not_speak_of_one_task(cache: FakeCache) -
         assert cache.asked == ["/a", "/a"]
 
 
+def test_in_a_higher_layer_what_was_done_is_done_again(cache: FakeCache) -> None:
+    with (
+        FakeEngine(store="s") as engine,
+        Agent([engine.address], [("v1", "varnish", cache.address)], layer=1),
+    ):
+        link = engine.wait_link()
+        for count in (1, 2):
+            link.push("a", "http://h/a")
+            wait_until(lambda count=count: len(link.done_ids()) == count, TIMEOUT_S, "a report")  # type: ignore[misc]
+            assert len(cache.asked) == count
+
+
 def test_an_engine_whose_store_was_emptied_begins_anew(cache: FakeCache) -> None:
     with FakeEngine(store="s1") as engine, agent_for(engine, cache=cache) as agent:
         link = engine.wait_link()
