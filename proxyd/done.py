@@ -20,6 +20,7 @@ Age counts from the first push, which an engine that has ended the task cannot h
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -34,8 +35,10 @@ DONE_MAX = 100_000
 AGE_MAX_S = 600.0
 # Longer contents are remembered by digest.
 CONTENT_MAX_BYTES = 256
-# At the most forgotten at a time because of their age: 2 ms.
+# At the most forgotten at a time because of their age: 3 ms.
 SWEEP_MAX = 10_000
+# The newest cross an upgrade, in which nothing is read meanwhile: 30 ms; all of them would take 130.
+CARRIED_MAX = 20_000
 
 Content = bytes
 CarriedDone = tuple[bytes, str, bool, Content, float]
@@ -103,10 +106,11 @@ class Done:
             done.popitem(last=False)
 
     def carry(self, now: float) -> list[CarriedDone]:
-        """All of it, oldest first."""
+        """The newest, oldest first."""
+        newest = list(itertools.islice(reversed(self._done.items()), CARRIED_MAX))
         return [
             (key, type_, force, content, now - received_at)
-            for key, (type_, force, content, received_at) in self._done.items()
+            for key, (type_, force, content, received_at) in reversed(newest)
         ]
 
     def resume(self, carried: Iterable[CarriedDone], now: float) -> None:

@@ -75,3 +75,10 @@ def test_it_crosses_an_upgrade_with_its_age() -> None:
     assert again.knows(b"b", PushHead("dir", force=True), b"http://h/b/", 1000.0)
     assert known(again, 1300.0) == {"a"}
     assert known(again, 1301.0) == set()
+
+
+def test_the_newest_cross_an_upgrade(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(done, "CARRIED_MAX", 3)
+    again = Done()
+    again.resume(filled(*"abcde").carry(1.0), 1.0)
+    assert [key for key, *_ in again.carry(1.0)] == [b"c", b"d", b"e"]
