@@ -6,7 +6,8 @@ What a task's way through it is, file by file:
       ▲  (PROTOCOL)            (targets.py,    (queues.py)      (blame.py)        │
       └────── outbox.py ◄────── tasks.py) ◄───────────────────────────────────────┘
 
-`links.py` and `slot.py` keep the connections to the engines up, `agent.py` puts all together.
+`links.py`, `engine.py` and `slot.py` keep the connections to the engines up, also to those that engines name
+(`roster.py`, `introduce.py`); `agent.py` puts all together. What is not done twice: `scope.py`, `done.py`.
 What each kind of cache is asked, and how its answers are judged, stands in caches/.
 """
 

@@ -12,7 +12,7 @@ import psutil
 import setproctitle
 
 from proxyd import __version__
-from proxyd.carry import Carried
+from proxyd.carry import Carried, ground_of
 from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
@@ -53,6 +53,8 @@ class Agent:
         self._operations = Operations(self)
         self._carried: Carried | None = None
         self._process = psutil.Process()
+        self._status = ""
+        """What the service's manager was told last; empty until the agent is ready."""
         self._cpu_at = (time.monotonic(), time.process_time())
 
     @property
@@ -83,7 +85,7 @@ class Agent:
             )  # fmt: skip
         timers = [
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
-            loop.create_task(self._every(PROGRESS_EVERY_S, self.dispatcher.tell_progress)),
+            loop.create_task(self._every(PROGRESS_EVERY_S, self._progress)),
             loop.create_task(self._operations.run()),
             loop.create_task(self._arrive()),
         ]
@@ -124,7 +126,13 @@ class Agent:
         self._carried = carried
         self.generation = carried.generation + 1
         self._apply_caches(self.config)
-        self.links.resume(carried.slots)
+        memory = carried.memory
+        if memory is not None and memory.ground == ground_of(self.config):
+            now = asyncio.get_running_loop().time()
+            self.dispatcher.know_done(memory.done, memory.era, now)
+        else:
+            self.dispatcher.era = 1 + carried.newest_era
+        self.links.resume(carried.slots, carried.engines)
 
     async def abandon(self) -> None:
         """Drops everything at once."""
@@ -149,8 +157,19 @@ class Agent:
 
     def say_ready(self) -> None:
         """Tells the service's manager that the agent does its work."""
-        status = "serves" if self.links.serving else "waits for an engine"
-        self.notifier.send(READY="1", STATUS=f"{status}; generation {self.generation}")
+        self._status = self._describe()
+        self.notifier.send(READY="1", STATUS=self._status)
+
+    def _show_status(self) -> None:
+        """Engines come and go after the manager was told."""
+        if self._status and self._describe() != self._status:
+            self._status = self._describe()
+            self.notifier.send(STATUS=self._status)
+
+    def _describe(self) -> str:
+        up, learned = self.links.engines_up
+        engines = f"{up} engine{'s' if up > 1 else ''}" + (f" ({learned} learned)" if learned else "")
+        return f"{f'serves {engines}' if up else 'waits for an engine'}; generation {self.generation}"
 
     def _feed_watchdog(self) -> None:
         self.notifier.send(WATCHDOG="1")
@@ -174,6 +193,12 @@ class Agent:
         while True:
             await asyncio.sleep(seconds)
             act()
+
+    def _progress(self) -> None:
+        self.dispatcher.tell_progress()
+        self.dispatcher.sweep(asyncio.get_running_loop().time())
+        self.links.review()
+        self._show_status()
 
     def _beat(self) -> None:
         now, cpu = time.monotonic(), time.process_time()

@@ -15,6 +15,8 @@ from collections.abc import Iterable, MutableMapping
 
 import msgspec
 
+from proxyd.config import AgentConfig
+from proxyd.done import CarriedDone
 from proxyd.link import LinkSettings
 from proxyd.session import FrozenSession, Identity
 from proxyd.tasks import CarriedTask
@@ -61,6 +63,27 @@ class CarriedSlot(msgspec.Struct, frozen=True):
     link: CarriedLink | None
     reports: list[bytes]
     tasks: list[CarriedTask]
+    engine_id: str = ""
+    store: str = ""
+
+
+class CarriedEngine(msgspec.Struct, frozen=True):
+    """An engine: who it said that it is, whether it is parked, and what engines it has named."""
+
+    address: tuple[str, int]
+    learned: bool
+    id: str
+    store: str
+    parked: bool
+    named: list[tuple[str, int]]
+
+
+class CarriedMemory(msgspec.Struct, frozen=True):
+    """What was done well, and in which era; `ground` stands for what that rests on (`ground_of`)."""
+
+    ground: bytes
+    era: int
+    done: list[CarriedDone]
 
 
 class Carried(msgspec.Struct, frozen=True):
@@ -70,16 +93,27 @@ class Carried(msgspec.Struct, frozen=True):
     generation: int
     paused_at: float
     slots: list[CarriedSlot]
+    memory: CarriedMemory | None = None
+    engines: list[CarriedEngine] = []
 
     @property
     def fds(self) -> list[int]:
         """The sockets."""
         return [slot.link.fd for slot in self.slots if slot.link is not None]
 
+    @property
+    def newest_era(self) -> int:
+        """The newest era that a task was begun in."""
+        return max((task.era for slot in self.slots for task in slot.tasks), default=0)
+
     def without_links(self) -> Carried:
         """What is left when everything in hand is handed back: the reports."""
         slots = [msgspec.structs.replace(slot, link=None, tasks=[]) for slot in self.slots]
-        return msgspec.structs.replace(self, slots=slots)
+        return msgspec.structs.replace(self, slots=slots, memory=None)
+
+    def without_memory(self) -> Carried:
+        """What is left when tasks that were done are done again if they are pushed again."""
+        return msgspec.structs.replace(self, memory=None)
 
 
 class Unreadable(Exception):
@@ -113,9 +147,10 @@ def write(carried: Carried, environ: MutableMapping[str, str]) -> list[int]:
     Raises: OSError.
     """
     data = encode(carried)
-    if len(data) > CARRIED_MAX_BYTES:
-        carried = carried.without_links()
-        data = encode(carried)
+    for lighter in (carried.without_memory, carried.without_links):
+        if len(data) > CARRIED_MAX_BYTES:
+            carried = lighter()
+            data = encode(carried)
     memory = os.memfd_create("proxyd-carried")
     try:
         with open(memory, "wb", closefd=False) as file:
@@ -160,5 +195,11 @@ def close(fds: Iterable[int]) -> None:
             pass
 
 
-def _digest(secret: bytes) -> bytes:
-    return hashlib.sha256(secret).digest()
+def ground_of(config: AgentConfig) -> bytes:
+    """Stands for what must be as it was, that what was done be remembered: the caches, and who we are."""
+    caches = sorted((cache.name, cache.kind, *cache.address) for cache in config.caches)
+    return _digest(msgspec.msgpack.encode((config.name, config.group, config.layer, caches)))
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -48,6 +48,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     group: str
     layer: int
     engines: list[tuple[str, int]]
+    learn_engines: bool
     key: str
     secret: bytes
     credit: int
@@ -105,6 +106,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         group=agent["group"],
         layer=agent["layer"],
         engines=[_address(text) for text in agent["engines"]],
+        learn_engines=agent["learn_engines"],
         key=agent["key"],
         secret=secret,
         credit=agent["credit"],

@@ -7,6 +7,14 @@ Beyond 2 × credit × L open targets the links are not read until half of it is
 done: nothing is dropped, the engines' credit holds the rest. One line can
 overshoot it, by the targets of 1 MiB. An open target costs 0.3 to 0.6 KB here.
 With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB.
+
+A task is known by the scope of the engine that pushed it, and its id:
+
+    push ──not known──────────────────────────────► begun
+      ├──in hand, the same content────────────────► joins: one execution, each engine is told
+      │     (layer 1 and above, another engine)───► begun anew, for all of them
+      ├──in hand, another content─────────────────► begun beside it; that goes on for the others
+      └──done well a while ago (done.py)──────────► reported done
 """
 
 from __future__ import annotations
@@ -17,8 +25,9 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from proxyd.caches import CacheKind, Deed
+from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
 from proxyd.errors import BadTarget
-from proxyd.homes import add_home, leave_home, move_home, parts_of
+from proxyd.homes import Home, add_home, drop_home, is_told, leave_home, move_home, parts_of
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
 from proxyd.targets import split_directory, split_target
@@ -73,14 +82,30 @@ class Dispatcher:
         self._tasks: dict[bytes, Task] = {}
         # Those with more than one target: the only ones whose progress is worth telling.
         self._long: dict[bytes, Task] = {}
+        self.done = Done()
+        self.era = 1
+        """Counts what makes it unsure whether a task was done: other caches, another identity."""
+        self._set_aside = 0
         self.open_targets = 0
         self._open_max = math.inf
         self._held = False
 
     def use_caches(self, caches: Iterable[Lanes]) -> None:
         """Says what the caches are; what is in hand goes on at those that it began with."""
-        self._caches = tuple(caches)
+        before, self._caches = self._caches, tuple(caches)
         self._routes = {}
+        if self._caches != before:
+            self.forget_done()
+
+    def forget_done(self) -> None:
+        """What was done, or is being done, is done again when it is pushed again."""
+        self.era += 1
+        self.done.clear()
+
+    def know_done(self, done: Iterable[CarriedDone], era: int, now: float) -> None:
+        """Goes on with what the code before this had done well, in the era that it was in."""
+        self.era = era
+        self.done.resume(done, now)
 
     def limit(self, credit: int, links: int) -> None:
         """Sets how much is held, see above."""
@@ -92,14 +117,55 @@ class Dispatcher:
         return len(self._tasks)
 
     def push(self, home: Outbox, task_id: bytes, head: PushHead, targets: list[bytes], now: float) -> None:
-        """Begins a task. One that is in flight already goes on, and is reported to `home` from now on."""
-        known = self._tasks.get(task_id)
+        """Begins a task, or sees that it is in hand or was done, see above; `home` is told of its end."""
+        key = home.scope.mark + task_id
+        content = content_of(targets)
+        its_home: Home = home
+        known = self._tasks.get(key)
         if known is not None:
-            known.home = add_home(known.home, home)
-            return
-        home.owed += 1
+            if not _is_same(known, head, content):
+                self._step_aside(known, home)
+                home.owed += 1
+            elif home.layer and not is_told(known.home, home.engine):
+                # It may have mended below what was broken when ours began.
+                its_home = add_home(known.home, home)
+                self._drop(known)
+            else:
+                known.home = add_home(known.home, home)
+                return
+        else:
+            home.owed += 1
+            if home.trusted and self.done.knows(key, head, content, now):
+                home.add_done(task_id, now)
+                return
         expires_at = math.inf if head.ttl_s is None else now + head.ttl_s
-        self._start(Task(task_id, home, len(targets), head, now, expires_at), targets)
+        task = Task(task_id, its_home, len(targets), head, now, expires_at)
+        task.key, task.content = key, content
+        if home.trusted and head.type not in SLOW_TYPES:
+            task.era = self.era
+        self._start(task, targets)
+
+    def _step_aside(self, known: Task, home: Outbox) -> None:
+        """Another content comes under a task's id: whoever pushes that is not told of the one in hand."""
+        known.home = drop_home(known.home, home)
+        if not parts_of(known.home):
+            self._drop(known)
+            return
+        before = known.key
+        self._set_aside += 1
+        # No id has a space: no push and no cancel finds it.
+        known.key += b" %d" % self._set_aside
+        known.era = 0
+        self._tasks[known.key] = self._tasks.pop(before)
+        if known.total > 1:
+            self._long[known.key] = self._long.pop(before)
+
+    def _drop(self, task: Task) -> None:
+        """What has not begun of a task is not begun, and nobody is told."""
+        del self._tasks[task.key]
+        self._long.pop(task.key, None)
+        task.expires_at = 0.0
+        self._release(task.open)
 
     def _start(self, task: Task, targets: list[bytes]) -> None:
         """Begins what is open of a task."""
@@ -107,10 +173,10 @@ class Dispatcher:
         route = self._routes.get(head.type)
         if route is None:
             route = self._routes[head.type] = plan_route(head.type, self._caches)
-        self._tasks[task.id] = task
+        self._tasks[task.key] = task
         self.open_targets += task.open
         if task.total > 1:
-            self._long[task.id] = task
+            self._long[task.key] = task
         if len(route.steps) == 1 and route.refusal is None:
             self._begin_single(task, route, targets)
         else:
@@ -126,24 +192,34 @@ class Dispatcher:
         home.owed += 1
         home.add_failed(task)
 
-    def cancel(self, task_ids: Iterable[bytes]) -> None:
-        """Forgets tasks: what has not begun is not begun, and nothing is reported."""
+    def cancel(self, home: Outbox, task_ids: Iterable[bytes]) -> None:
+        """Forgets tasks: what has not begun is not begun, and nothing is reported.
+
+        But what another engine waits for goes on: who cancels may be one that its tasks were taken from.
+        """
         for task_id in task_ids:
-            task = self._tasks.pop(task_id, None)
+            key = home.scope.mark + task_id
+            self.done.forget(key)
+            task = self._tasks.get(key)
             if task is not None:
-                self._long.pop(task_id, None)
-                task.expires_at = 0.0
-                leave_home(task.home)
-                self._release(task.open)
+                task.home = drop_home(task.home, home)
+                if not any(part.live for part in parts_of(task.home)):
+                    leave_home(task.home)
+                    self._drop(task)
 
     def resume(self, home: Outbox, carried: CarriedTask, now: float) -> None:
         """Begins what was open of a task when the code before this left it."""
-        known = self._tasks.get(carried.id)
+        key = home.scope.mark + carried.id
+        known = self._tasks.get(key)
         if known is not None:
-            known.home = add_home(known.home, home)
-            return
+            if _is_same(known, carried.head, carried.content):
+                known.home = add_home(known.home, home)
+                return
+            self._step_aside(known, home)
         home.owed += 1
-        self._start(resume_task(home, carried, now), carried.targets)
+        task = resume_task(home, carried, now)
+        task.key = key
+        self._start(task, carried.targets)
 
     def move(self, gone: Outbox, heir: Outbox | None) -> None:
         """What `gone` was to report is reported by `heir`, or by nobody: it is done all the same."""
@@ -195,13 +271,15 @@ class Dispatcher:
                 self._end_task(task)
 
     def _end_task(self, task: Task) -> None:
-        del self._tasks[task.id]
+        del self._tasks[task.key]
         if task.total > 1:
-            self._long.pop(task.id, None)
+            self._long.pop(task.key, None)
         if task.failed:
             task.home.add_failed(task)
-        else:
-            task.home.add_done(task.id, task.received_at)
+            return
+        if task.era == self.era:
+            self.done.add(task.key, task.head, task.content, task.received_at)
+        task.home.add_done(task.id, task.received_at)
 
     def _release(self, targets: int) -> None:
         self.open_targets -= targets
@@ -224,5 +302,15 @@ class Dispatcher:
             "inflight": self.open_targets,
         }
 
+    def sweep(self, now: float) -> None:
+        """Called every second or so."""
+        self.done.sweep(now)
+
     def __repr__(self) -> str:
         return f"<Dispatcher {len(self._tasks)} tasks, {self.open_targets} targets, held={self._held}>"
+
+
+def _is_same(known: Task, head: PushHead, content: Content) -> bool:
+    """Whether what is pushed is what is in hand under its id."""
+    # (Where the code before this did not say what a task's content is, its id has to do.)
+    return not known.content or (known.content == content and is_same_work(known.head, head))

@@ -1,9 +1,10 @@
 """Where a task is reported to when it is not one outbox. Pure.
 
-A task has one home nearly always: the outbox of the link that pushed it last. An
-engine knows this agent by its name, though, so while the agent changes its name it
-is two proxies, may be pushed the same task as each, and owes a report to each. And
-a link that went away for good leaves tasks behind that nobody waits for.
+A task has one home nearly always: the outbox of the link that pushed it last. But
+a task may be pushed by a second engine, which took it over from one that seemed
+dead: each is told. An engine knows this agent by its name, so while the agent changes
+its name it is two proxies, may be pushed the same task as each, and owes a report
+to each. And a link that went away for good leaves tasks behind that nobody waits for.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from proxyd.tasks import Task
 
 
 class Homes:
-    """Any number of outboxes, each of another name; what it is told, all of them are."""
+    """Any number of outboxes, each of another engine or name; what it is told, all of them are."""
 
     __slots__ = ("parts",)
 
@@ -50,8 +51,22 @@ def parts_of(home: Home) -> tuple[Outbox, ...]:
 
 
 def add_home(home: Home, newest: Outbox) -> Home:
-    """The home of a task that `newest` pushed as well: of those with one name, the newest is told."""
-    return _settle(home, [part for part in parts_of(home) if part.name != newest.name] + [newest])
+    """The home of a task that `newest` pushed as well: an engine is told on the newest of its links."""
+    return _settle(home, [*_others(home, newest), newest])
+
+
+def drop_home(home: Home, newest: Outbox) -> Home:
+    """The home of a task that `newest` does not wait for any more."""
+    return _settle(home, _others(home, newest))
+
+
+def is_told(home: Home, engine: str) -> bool:
+    """Whether an engine is among those that are told."""
+    return any(part.engine == engine for part in parts_of(home))
+
+
+def _others(home: Home, newest: Outbox) -> list[Outbox]:
+    return [part for part in parts_of(home) if part.name != newest.name or part.engine != newest.engine]
 
 
 def move_home(home: Home, gone: Outbox, heir: Outbox | None) -> Home:

@@ -85,7 +85,7 @@ class Link(asyncio.Protocol):
             self._owner.resumed(self)
             return
         settings = self._owner.settings
-        self.write(self.session.greet(settings.who, self._owner.worker, _sign(settings)))
+        self.write(self.session.greet(settings.who, self._owner.worker, sign(settings, "proxy")))
 
     def write(self, data: bytes) -> None:
         """Sends, unless the connection is gone."""
@@ -154,9 +154,10 @@ class Link(asyncio.Protocol):
         self.greeted.set()
 
 
-def _sign(settings: LinkSettings) -> dict[str, str | int] | None:
+def sign(settings: LinkSettings, role: str) -> dict[str, str | int] | None:
+    """The fields of a hello that prove who greets, where the engines want that."""
     if not settings.key:
         return None
     ts, nonce = int(time.time()), secrets.token_hex(16)
-    sig = sign_hello(settings.secret, "proxy", settings.key, ts, nonce)
+    sig = sign_hello(settings.secret, role, settings.key, ts, nonce)
     return {"key": settings.key, "ts": ts, "nonce": nonce, "sig": sig}

@@ -1,5 +1,6 @@
 """Connections to the engines: one to each worker of each engine, kept up for as long as the agent runs.
 
+The engines are those of the configuration and, where that is wanted, those that they name (`roster.py`).
 Trouble in one disturbs no other. What the configuration wants is said by `apply`; where links must greet
 anew for it, `settle` does that, and goes on trying for as long as an engine does not take it.
 """
@@ -10,7 +11,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from proxyd.carry import CarriedSlot
+from proxyd.addresses import format_address
+from proxyd.carry import CarriedEngine, CarriedSlot
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
 from proxyd.engine import Engine
@@ -18,7 +20,9 @@ from proxyd.homes import Home, parts_of
 from proxyd.link import LinkSettings
 from proxyd.logs import Log
 from proxyd.outbox import Outbox
-from proxyd.session import Identity
+from proxyd.roster import Roster
+from proxyd.session import Greeted, Identity
+from proxyd.settings import LIST_MAX
 from proxyd.slot import Slot
 from proxyd.tasks import CarriedTask
 
@@ -36,7 +40,11 @@ class Links:
         """What links greet with."""
         self.silence_s = config.silence_s
         self.leave_s = config.stop_timeout_s
+        self.learning = config.learn_engines
+        """Whether engines that are named are linked."""
         self.stopping = False
+        self._configured = dict.fromkeys(config.engines)
+        self._roster = Roster()
         self._held = False
         self._still = False
         self._resumed: list[Slot] = []
@@ -47,7 +55,7 @@ class Links:
 
     @property
     def engines(self) -> list[Engine]:
-        """Those that are configured, then those that are being left."""
+        """Those that are configured, those that were learned, those that are being left."""
         return [*self._engines.values(), *self._leaving.values()]
 
     @property
@@ -60,29 +68,105 @@ class Links:
         """How many links are up."""
         return sum(slot.serving for slot in self._slots())
 
+    @property
+    def engines_up(self) -> tuple[int, int]:
+        """(engines that have a link, those of them that were learned)"""
+        up = [engine for engine in self._engines.values() if engine.up]
+        return len(up), sum(engine.learned for engine in up)
+
     def is_configured(self, address: tuple[str, int]) -> bool:
-        """Whether an engine of that address has links of its own."""
-        return address in self._engines
+        """Whether the configuration names that address."""
+        return address in self._configured
 
     def apply(self, config: AgentConfig) -> None:
         """Links to engines that are new, lets go of those that are gone; notes what is greeted with."""
-        self.settings = _settings(config)
+        self._greet_with(_settings(config))
         self.silence_s = config.silence_s
         self.leave_s = config.stop_timeout_s
+        self._configured = dict.fromkeys(config.engines)
+        self.learning = config.learn_engines
+        if self.learning:
+            self._decide()
+        else:
+            self._roster.unlearn()
+        self._make_so()
+        if self._again is None:
+            self._again = asyncio.get_running_loop().create_task(self._settle_again())
+
+    def _make_so(self) -> None:
+        """Links what is configured or learned, lets go of what is neither."""
         before = self._engines
-        new = [Engine(self, address) for address in config.engines if address not in before]
+        wanted = [*self._configured, *self._roster.learned]
+        new = [Engine(self, address) for address in wanted if address not in before]
         known = before | {engine.configured: engine for engine in new}
-        self._engines = {address: known[address] for address in config.engines}
+        self._engines = {address: known[address] for address in wanted}
         for address, engine in before.items():
             if address not in self._engines:
+                self._roster.let_go(address)
                 task = asyncio.get_running_loop().create_task(engine.leave())
                 self._leaving[task] = engine
                 task.add_done_callback(self._leaving.pop)
         for engine in new:
             engine.start()
         self.count_slots()
-        if self._again is None:
-            self._again = asyncio.get_running_loop().create_task(self._settle_again())
+
+    # ── engines that are named ────────────────────────────────────────────────────────────
+
+    def learn(self, by: Engine, addresses: list[str], *, also: bool = False) -> None:
+        """An engine names the others: all that it knows, or some `also`."""
+        if by.configured not in self._engines:
+            return
+        name = self._roster.name_also if also else self._roster.name
+        if name(by.configured, addresses):
+            self.log.info("engine names others", engine=by.name, engines=addresses)
+            self.review()
+
+    def review(self) -> None:
+        """Learns and forgets engines, and takes up those again that are linked by no other name any more.
+
+        To be called every second or so.
+        """
+        if self.stopping or self._still:
+            return
+        if self.learning and self._decide():
+            self._make_so()
+        for engine in self._engines.values():
+            if engine.parked and self.twin_of(engine, Greeted(engine.id, 1, engine.store)) is None:
+                engine.unpark()
+
+    def _decide(self) -> bool:
+        """Whether any engine was learned or forgotten."""
+        up = {address for address, engine in self._engines.items() if engine.up}
+        learned, forgotten, refused = self._roster.decide(self._configured, up, _now())
+        for address in learned:
+            self.log.info("engine learned", engine=format_address(address))
+        for address in forgotten:
+            self.log.info("engine forgotten: nobody names it, and it is away", engine=format_address(address))
+        if refused:
+            self.log.sampled("engines", "too many engines are named", refused=refused, most=LIST_MAX)
+        return bool(learned or forgotten)
+
+    def twin_of(self, engine: Engine, greeted: Greeted) -> Engine | None:
+        """The engine that is linked and is the same one as `engine`, by another name."""
+        if greeted.engine in ("", "?"):
+            return None
+        for other in self._engines.values():
+            if other is not engine and other.id == greeted.engine and other.linked and not other.parked:
+                # Two clusters may each have an e1, and a configuration may name both.
+                stores = {other.store, greeted.store} - {""}
+                surely = other.store == greeted.store != ""
+                if surely or (len(stores) < 2 and (engine.learned or other.learned)):
+                    return other
+        return None
+
+    def _greet_with(self, settings: LinkSettings) -> None:
+        before, self.settings = self.settings, settings
+        if settings.who != before.who:
+            # As another proxy, in another layer, what was done may have been done too early.
+            self.dispatcher.forget_done()
+            for engine in self.engines:
+                for slot in engine.all_slots:
+                    slot.trust_ids()
 
     async def settle(self) -> bool:
         """Has each link greet with what holds now, one at a time. Returns whether all do."""
@@ -126,7 +210,11 @@ class Links:
                 by_home.setdefault(part, []).append(task)
         return [slot.carry(by_home.get(slot.outbox, [])) for slot in self._slots()]
 
-    def resume(self, slots: list[CarriedSlot]) -> None:
+    def carry_engines(self) -> list[CarriedEngine]:
+        """What the next code needs to know of each engine."""
+        return [engine.carry(self._roster.named_by(address)) for address, engine in self._engines.items()]
+
+    def resume(self, slots: list[CarriedSlot], engines: list[CarriedEngine]) -> None:
         """Begins with the links that the code before this had; `apply` is to follow.
 
         Nothing is begun, and no descriptor taken, before all of it was understood.
@@ -134,11 +222,14 @@ class Links:
         by_engine: dict[tuple[str, int], list[CarriedSlot]] = {}
         for slot in slots:
             by_engine.setdefault(slot.engine, []).append(slot)
-        for address, its_slots in by_engine.items():
-            engine = self._engines[address] = Engine(self, address)
-            engine.resume(its_slots)
-        for engine in self._engines.values():
-            engine.start()
+        known = {engine.address: engine for engine in engines}
+        for engine in engines:
+            self._roster.resume(engine.address, engine.learned, engine.named)
+        for address in {**by_engine, **known}:
+            made = self._engines[address] = Engine(self, address)
+            made.resume(known.get(address), by_engine.get(address, []))
+        for made in self._engines.values():
+            made.start()
         self._resumed = self._slots()
 
     @property
@@ -149,7 +240,7 @@ class Links:
     # ── all of them ───────────────────────────────────────────────────────────────────────
 
     def _slots(self) -> list[Slot]:
-        """Those of configured engines that have not been let go of."""
+        """Those of engines that have not been let go of."""
         return [slot for engine in self._engines.values() for slot in engine.slots]
 
     def beat(self, figures: dict[str, str | int | float | None], now: float) -> None:
@@ -188,6 +279,10 @@ class Links:
     def count_slots(self) -> None:
         """Tells the dispatcher how much may be pushed."""
         self.dispatcher.limit(self.settings.credit, len(self._slots()))
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _settings(config: AgentConfig) -> LinkSettings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from proxyd.scope import UNKNOWN, Scope
 from proxyd.tasks import Task
 from wire.errors import LocalError
 from wire.heads import ID_MAX_BYTES
@@ -24,14 +25,26 @@ ERROR_MAX_CHARS = 300
 class Outbox:
     """`wake` is called when there is something to send again; `take` then gives the lines.
 
-    `name` is the proxy that reports; `owed` counts the tasks that will be reported here.
+    `name` is the proxy that reports, `layer` its layer, `engine` the engine that is told, whichever of its
+    workers; `owed` counts the tasks that will be reported here.
     """
 
-    __slots__ = ("_active", "_done", "_kept", "_oldest", "_wake", "_woken", "name", "owed")
+    __slots__ = (
+        "_active", "_done", "_kept", "_oldest", "_wake", "_woken",
+        "engine", "layer", "live", "name", "owed", "scope", "trusted",
+    )  # fmt: skip
 
-    def __init__(self, wake: Callable[[], None], name: str = "") -> None:
+    def __init__(self, wake: Callable[[], None], name: str = "", *, engine: str = "", layer: int = 0) -> None:
         self._wake = wake
         self.name = name
+        self.engine = engine
+        self.layer = layer
+        self.scope: Scope = UNKNOWN
+        """Whose ids are pushed and reported here."""
+        self.live = False
+        """Whether its link is up: one that comes up is pushed again what was not reported."""
+        self.trusted = False
+        """Whether what was done well may be known by its id when it is pushed again, see `done.py`."""
         self._woken = False
         self._done: list[bytes] = []
         self._oldest = 0.0
@@ -66,6 +79,10 @@ class Outbox:
         """Takes back lines that `take` gave out and that no reply came for."""
         for line in lines:
             self._add(self._kept, line)
+
+    def clear(self) -> None:
+        """Drops what waits to be reported."""
+        self._done, self._kept, self._active = [], [], []
 
     def _add(self, to: list[bytes], line: bytes) -> None:
         to.append(line)

@@ -1,6 +1,6 @@
 """One connection to one worker of an engine, without I/O (PROTOCOL.md, "Proxy verbs").
 
-    NEW ──greet()──► GREETING ──ok──► SERVING ──!drain──► DRAINING
+    NEW ──greet()──► GREETING ──ok──► SERVING ──!drain──► DRAINING (what is pushed now is not taken)
                          │
                          └──err──► Refusal, the connection is given up
 
@@ -43,10 +43,14 @@ Push = tuple[bytes, PushHead, list[bytes]]
 
 
 class Greeted(NamedTuple):
-    """The engine's answer to hello. It says how many workers there are."""
+    """The engine's answer to hello: who it is, how many workers it has, and where it keeps its tasks.
+
+    `store` is empty where it does not say.
+    """
 
     engine: str
     workers: int
+    store: str = ""
 
 
 class Credited(NamedTuple):
@@ -85,6 +89,12 @@ class Drain(NamedTuple):
     to: list[str]
 
 
+class Engines(NamedTuple):
+    """The engine names the others of its cluster, all that it knows."""
+
+    addresses: list[str]
+
+
 class Resend(NamedTuple):
     """A report the engine could not take now: to be sent again after `wait_s`."""
 
@@ -98,7 +108,9 @@ class Complaint(NamedTuple):
     text: str
 
 
-Event = Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Resend | Complaint
+Event = (
+    Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Engines | Resend | Complaint
+)
 
 
 class Identity(NamedTuple):
@@ -223,6 +235,9 @@ class LinkSession:
         # Before the greeting is answered no push is hot: none may come.
         plain = reader.plain and self.greeted
         for line in lines:
+            if self.state is LinkState.DRAINING and line.startswith(b"!task "):
+                # The engine pushes it again, on another connection, as all that was not reported.
+                continue
             hot = plain and line.startswith(b"!task ")
             event = self._cut_push(line) if hot else self._read(line)
             if event is not None:
@@ -266,6 +281,8 @@ class LinkSession:
         if line.verb == "!drain":
             self.state = LinkState.DRAINING
             return Drain([address for address in line.fields.get("to", "").split(",") if address])
+        if line.verb == "!engines":
+            return Engines(list(items))
         # A push of a later version of the protocol.
         return None
 
@@ -284,13 +301,23 @@ class LinkSession:
 
     def _take_greeting(self, fields: dict[str, str]) -> Greeted:
         self.state = LinkState.SERVING
-        workers = _read_count(fields, "workers", 1)
         self._set_line_max(_read_count(fields, "line_max", DEFAULT_LINE_MAX_BYTES))
-        if not 1 <= workers <= WORKERS_MAX:
-            raise LinkBroken(
-                f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible"
-            )
-        return Greeted(fields.get("engine", "?"), workers)
+        return read_greeted(fields)
+
+
+def read_greeted(fields: dict[str, str]) -> Greeted:
+    """What an engine says of itself when it is greeted. Raises: LinkBroken."""
+    workers = _read_count(fields, "workers", 1)
+    if not 1 <= workers <= WORKERS_MAX:
+        raise LinkBroken(f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible")
+    return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"))
+
+
+def _read_name(fields: dict[str, str], name: str) -> str:
+    try:
+        return read_id(fields.get(name, ""))
+    except ValueError:
+        return ""
 
 
 def _read_count(fields: dict[str, str], name: str, default: int) -> int:

@@ -120,6 +120,8 @@ TABLE: tuple[Setting, ...] = (
             "its tier: 0 is nearest to the origin, and each is done before the next begins", Reload.GREETING),
     Setting("agent", "engines", list, ["127.0.0.1:7070"], f"1 to {LIST_MAX} of HOST:PORT",
             "the engines; it serves all of them", _engines_fault, Reload.COMES_AND_GOES),
+    Setting("agent", "learn_engines", bool, True, "true or false",
+            "whether it serves engines, too, that those name", _any, Reload.COMES_AND_GOES),
     Setting("agent", "key", str, "", _NAME_WANTED,
             "the key its greeting is signed with, where the engine wants that", _key_fault, Reload.GREETING),
     Setting("agent", "secret_file", str, "", "a path",
@@ -164,7 +166,7 @@ def rows_of(section: str) -> dict[str, Setting]:
     return {setting.key: setting for setting in TABLE if setting.section == section}
 
 
-_TYPE_NAMES = {str: "text", int: "number", float: "number", list: "list"}
+_TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "flag", list: "list"}
 
 
 def render_reference() -> str:
@@ -187,6 +189,8 @@ def _show_default(default: Any) -> str:
         return "must be given"
     if default is None:
         return "host name"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     if isinstance(default, list):
         return "`[" + ", ".join(f'"{item}"' for item in default) + "]`"
     return f'`"{default}"`' if isinstance(default, str) else f"`{default:g}`"

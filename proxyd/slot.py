@@ -22,6 +22,7 @@ from proxyd.dispatch import Dispatcher
 from proxyd.errors import LinkBroken, LinkError, LinkRefused
 from proxyd.link import Link, LinkSettings
 from proxyd.outbox import LINE_MAX_BYTES, Outbox
+from proxyd.scope import UNKNOWN, Scope, scope_of
 from proxyd.session import LinkSession, LinkState
 from proxyd.tasks import CarriedTask
 from proxyd.waiting import wait_until
@@ -52,7 +53,8 @@ class Slot:
         self.engine = engine
         self.worker = worker
         self.settings = settings
-        self.outbox = Outbox(self._wake, settings.who.name)
+        who = settings.who
+        self.outbox = Outbox(self._wake, who.name, engine=engine.name, layer=who.layer)
         self.tried = asyncio.Event()
         """Set once a first connection has its credit, or has failed."""
         self._loop = asyncio.get_running_loop()
@@ -60,6 +62,8 @@ class Slot:
         self._link: Link | None = None
         self._backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_CAP_S)
         self._leaving = False
+        self._address = engine.configured
+        """Where the newest connection leads."""
         self._carried = carried
         """A connection that the code before this has greeted, until it is taken over."""
         self._task: asyncio.Task[None] | None = None
@@ -107,6 +111,8 @@ class Slot:
         if heir is not None:
             self.dispatcher.move(self.outbox, heir.outbox)
             kept, _ = self.outbox.take(self._loop.time(), LINE_MAX_BYTES)
+            if heir.outbox.scope == UNKNOWN:
+                heir.outbox.scope = self.outbox.scope
             heir.outbox.restore(kept)
 
     async def leave(self, within_s: float) -> None:
@@ -147,12 +153,17 @@ class Slot:
             else:
                 reports = frozen.unanswered + reports
         settings = CarriedSettings.of(self.settings)
-        return CarriedSlot(self.engine.configured, self.worker, settings, carried, reports, tasks)
+        scope = self.outbox.scope
+        return CarriedSlot(
+            self.engine.configured, self.worker, settings, carried, reports, tasks, scope.engine, scope.store
+        )
 
     @classmethod
     def resume(cls, engine: Engine, slot: CarriedSlot, secret: bytes) -> Slot:
         """The slot that the code before this had, with all that it owed; to be started."""
         made = cls(engine, slot.worker, slot.settings.read(secret), slot.link)
+        if slot.engine_id:
+            made._belong_to(slot.engine_id, slot.store)
         made.outbox.restore(slot.reports)
         for task in slot.tasks:
             made.dispatcher.resume(made.outbox, task, made._loop.time())
@@ -178,6 +189,7 @@ class Slot:
     async def _serve(self, address: tuple[str, int]) -> None:
         """One connection, from its connect to its end. Raises: LinkError, OSError, TimeoutError."""
         carried, self._carried = self._carried, None
+        self._address = address
         link = Link(self, None if carried is None else LinkSession.thaw(carried.session))
         try:
             async with asyncio.timeout(GREET_TIMEOUT_S):
@@ -213,11 +225,13 @@ class Slot:
                 if not self.refusing:
                     self.dispatcher.refuse(self.outbox, task_id, total, error, now)
             case s.Cancel(task_ids):
-                self.dispatcher.cancel(task_ids)
+                self.dispatcher.cancel(self.outbox, task_ids)
             case s.Drain(to):
                 self._drain(link, to)
+            case s.Engines(addresses):
+                self.engine.links.learn(self.engine, addresses)
             case s.Resend(line, wait_s):
-                self._loop.call_later(wait_s, self._restore, [line])
+                self._loop.call_later(wait_s, self._restore, [line], self.outbox.scope)
             case s.Complaint(text):
                 self.engine.log.sampled(f"link {self.engine.name}", text, engine=self.engine.name)
             case _:
@@ -225,7 +239,12 @@ class Slot:
 
     def _begin(self, link: Link, greeted: s.Greeted) -> None:
         """The engine took our hello: first what was finished is reported, then new work asked for."""
+        if not self.engine.admit(self._address, greeted):
+            link.end(LinkBroken("this engine is linked already, by another name"))
+            return
         self._link = link
+        self.outbox.live = True
+        self._belong_to(greeted.engine, greeted.store)
         link.greeted.set()
         self.flush()
         link.write(link.session.ready(self.settings.credit))
@@ -235,9 +254,29 @@ class Slot:
             self.tried.set()
         self.engine.greeted(self, greeted)
 
+    def _belong_to(self, engine_id: str, store: str) -> None:
+        """Says whose ids are pushed here. What was pushed out of another store, nobody here waits for."""
+        outbox = self.outbox
+        before, outbox.scope = outbox.scope, scope_of(engine_id, store, self.engine.name)
+        if before.mark not in (UNKNOWN.mark, outbox.scope.mark):
+            self.engine.log.info(
+                "engine has another store; what is in hand is not reported there",
+                engine=self.engine.name, worker=self.worker, store=store, before=before.store,
+            )  # fmt: skip
+            self.dispatcher.move(outbox, None)
+            outbox.clear()
+        self.trust_ids()
+
+    def trust_ids(self) -> None:
+        """Whether a task that was done may be known by its id: see `done.py`."""
+        who = self.settings.who
+        same = who == self.engine.links.settings.who
+        self.outbox.trusted = bool(self.outbox.scope.store) and who.layer == 0 and same
+
     def resumed(self, link: Link) -> None:
         """See `link.Owner`."""
         self._link = link
+        self.outbox.live = True
         self.flush()
         link.set_reading(self.engine.links.reading)
         if link.session.state is LinkState.DRAINING:
@@ -258,13 +297,16 @@ class Slot:
         """A connection ended: reports that were not answered go out again on the next one."""
         if self._link is link:
             self._link = None
-        self._restore(link.session.unanswered())
+            self.outbox.live = False
+            self.engine.link_lost()
+        self._restore(link.session.unanswered(), self.outbox.scope)
 
-    def _restore(self, lines: list[bytes]) -> None:
+    def _restore(self, lines: list[bytes], scope: Scope) -> None:
         slot = self
         while slot._heir is not None:
             slot = slot._heir
-        slot.outbox.restore(lines)
+        if slot.outbox.scope.mark == scope.mark:
+            slot.outbox.restore(lines)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from proxyd.caches import Deed
+from proxyd.done import Content
 from wire.tasks import PushHead
 
 if TYPE_CHECKING:
@@ -27,14 +28,20 @@ class Task:
     """What was pushed under one id. `home` is where its report goes: to the worker that pushed it last."""
 
     __slots__ = (
-        "error", "expires_at", "failed", "failed_bytes", "failed_targets",
-        "head", "home", "id", "open", "received_at", "shown", "total",
+        "content", "era", "error", "expires_at", "failed", "failed_bytes", "failed_targets",
+        "head", "home", "id", "key", "open", "received_at", "shown", "total",
     )  # fmt: skip
 
     def __init__(
         self, task_id: bytes, home: Home, total: int, head: PushHead, received_at: float, expires_at: float
     ) -> None:
         self.id = task_id
+        self.key = task_id
+        """What it is known by while it is in hand: id and scope."""
+        self.content: Content = b""
+        """Stands for all its targets; empty where that is not known."""
+        self.era = 0
+        """Among what caches, and as whom, it was begun; 0 if it is not to be remembered."""
         self.home = home
         self.total = total
         self.open = total
@@ -87,7 +94,7 @@ class Task:
 class CarriedTask(msgspec.Struct, frozen=True):
     """A task that has not ended, as it crosses an upgrade (`carry.py`).
 
-    `targets` are those that are open; `ttl_left_s` is None where there is no end.
+    `targets` are those that are open; `ttl_left_s` is None where there is no end. For the others see `Task`.
     """
 
     id: bytes
@@ -99,6 +106,8 @@ class CarriedTask(msgspec.Struct, frozen=True):
     error: str | None
     failed_targets: list[bytes]
     targets: list[bytes]
+    content: Content = b""
+    era: int = 0
 
 
 def carry_tasks(unended: Iterable[Exchange], now: float) -> list[tuple[Home, CarriedTask]]:
@@ -121,6 +130,8 @@ def _carry_task(task: Task, targets: list[bytes], now: float) -> CarriedTask:
         error=task.error,
         failed_targets=task.failed_targets,
         targets=targets,
+        content=task.content,
+        era=task.era,
     )
 
 
@@ -129,6 +140,7 @@ def resume_task(home: Home, carried: CarriedTask, now: float) -> Task:
     left_s = carried.ttl_left_s
     expires_at = math.inf if left_s is None else now + left_s
     task = Task(carried.id, home, carried.total, carried.head, now - carried.age_s, expires_at)
+    task.content, task.era = carried.content, carried.era
     task.open = len(carried.targets)
     task.failed, task.error = carried.failed, carried.error
     task.failed_targets = list(carried.failed_targets)

@@ -99,8 +99,12 @@ def _quote(said: bytearray) -> str:
 def execute(agent: Agent, command: list[str], paused_at: float) -> None:
     """Replaces this program. Raises: UpgradeRefused; then all goes on."""
     loop = asyncio.get_running_loop()
-    tasks = carry_tasks(agent.caches.unended(), loop.time())
-    carried = carry.Carried(__version__, agent.generation, paused_at, agent.links.carry(tasks))
+    now = loop.time()
+    slots = agent.links.carry(carry_tasks(agent.caches.unended(), now))
+    dispatcher = agent.dispatcher
+    memory = carry.CarriedMemory(carry.ground_of(agent.config), dispatcher.era, dispatcher.done.carry(now))
+    engines = agent.links.carry_engines()
+    carried = carry.Carried(__version__, agent.generation, paused_at, slots, memory, engines)
     inherited: list[int] = []
     try:
         inherited = carry.write(carried, os.environ)

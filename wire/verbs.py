@@ -66,7 +66,7 @@ _TABLE = (
             Field("layer", f.integer(0, 15), "0 to 15, 0 being nearest to the origin"),
         ),
         "greets; the first request of a connection, or left out",
-        "ok v=1 engine=E worker=I workers=W shards=64 line_max=B",
+        "ok v=1 engine=E worker=I workers=W shards=64 line_max=B [store=S]",
     ),
     Verb("ping", _ANYONE, (), "asks whether the engine answers", "ok now=MS"),
     Verb(

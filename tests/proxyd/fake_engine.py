@@ -94,18 +94,24 @@ def read_report(line: str) -> dict[str, str]:
 
 
 class FakeEngine:
-    """Greets like an engine with `workers` workers. `answer` may be replaced.
+    """Greets like an engine with `workers` workers, as `id`; `store` is what it says of its tasks.
+
+    `answer` may be replaced.
 
     A new connection of a name to a worker replaces the older one, which is closed.
     """
 
-    def __init__(self, workers: int = 1, port: int = 0, line_max: int = 1 << 20) -> None:
+    def __init__(
+        self, workers: int = 1, port: int = 0, line_max: int = 1 << 20, *, id: str = "", store: str = ""
+    ) -> None:
         self.workers = workers
         self.line_max = line_max
         self.links: list[FakeLink] = []
         self.answer: Callable[[FakeLink, str], str] = self.answer_well
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
+        self.id = id or f"fake{self.port}"
+        self.store = store
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -129,15 +135,18 @@ class FakeEngine:
         verb, *pairs = line.partition(" -- ")[0].split(" ")
         fields = dict(pair.split("=", 1) for pair in pairs)
         if verb == "hello":
+            if fields["role"] == "client":
+                return f"ok v=1 engine={self.id} worker=0 workers={self.workers} shards=64 line_max=65536\n"
             link.worker = int(fields["worker"])
             if link.worker >= self.workers:
                 return "err code=bad_field field=worker msg=no\\ssuch\\sworker\n"
             link.name = fields["name"]
             link.greeted = True
             self._replace_older(link)
+            store = f" store={self.store}" if self.store else ""
             return (
-                f"ok v=1 engine=fake worker={link.worker} workers={self.workers} shards=64"
-                f" line_max={self.line_max}\n"
+                f"ok v=1 engine={self.id} worker={link.worker} workers={self.workers} shards=64"
+                f" line_max={self.line_max}{store}\n"
             )
         if verb == "beat":
             return f"ok now=1 workers={self.workers}\n"
@@ -186,9 +195,9 @@ class FakeEngine:
 
 
 @contextmanager
-def engines(*workers: int) -> Iterator[list[FakeEngine]]:
-    """Several engines at once."""
-    made = [FakeEngine(count) for count in workers]
+def engines(*workers: int, store: str = "") -> Iterator[list[FakeEngine]]:
+    """Several engines at once; with a store, they share it."""
+    made = [FakeEngine(count, store=store) for count in workers]
     try:
         yield made
     finally:

@@ -45,7 +45,7 @@ class Pusher:
     def greet(self, worker: int) -> None:
         stream = self.sock.makefile("rb")
         stream.readline()
-        hello = f"ok v=1 engine=e worker={worker} workers={WORKERS} shards=64 line_max=1048576\n"
+        hello = f"ok v=1 engine=e worker={worker} workers={WORKERS} shards=64 line_max=1048576 store=s\n"
         self.sock.sendall(hello.encode())
         stream.readline()
         self.sock.sendall(b"ok\n")

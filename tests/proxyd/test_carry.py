@@ -11,7 +11,18 @@ import pytest
 
 from proxyd import carry
 from proxyd.caches import KINDS
-from proxyd.carry import CARRIED_FDS, Carried, CarriedLink, CarriedSettings, CarriedSlot, Unreadable
+from proxyd.carry import (
+    CARRIED_FDS,
+    Carried,
+    CarriedEngine,
+    CarriedLink,
+    CarriedMemory,
+    CarriedSettings,
+    CarriedSlot,
+    Unreadable,
+    ground_of,
+)
+from proxyd.config import CacheConfig, default_config
 from proxyd.link import LinkSettings
 from proxyd.outbox import Outbox
 from proxyd.session import FrozenSession, Identity
@@ -37,9 +48,11 @@ def carried(fd: int, *, reports: int = 1) -> Carried:
     tasks = [each for _, each in carry_tasks(exchanges, 10.0)]
     slot = CarriedSlot(
         ("127.0.0.1", 7070), 3, CarriedSettings.of(SETTINGS), CarriedLink(fd, session),
-        [b"report state=done -- b\n"] * reports, tasks,
+        [b"report state=done -- b\n"] * reports, tasks, "e1", "s1",
     )  # fmt: skip
-    return Carried("0.1.0", 7, 12.5, [slot])
+    memory = CarriedMemory(b"ground", 3, [(b"\0key", "url", False, b"\xff", 1.5)] * 3)
+    engine = CarriedEngine(("127.0.0.1", 7070), True, "e1", "s1", False, [("::1", 1)])
+    return Carried("0.1.0", 7, 12.5, [slot], memory, [engine])
 
 
 @pytest.fixture
@@ -94,6 +107,43 @@ def test_a_field_that_is_new_is_passed_over() -> None:
     plain["later"] = plain["slots"][0]["later"] = 1
     body = msgspec.Raw(msgspec.msgpack.encode(plain))
     assert carry.decode(msgspec.msgpack.encode(carry._Envelope(carry.VERSION, body))) == sent
+
+
+def test_what_older_code_left_is_read() -> None:
+    plain = msgspec.msgpack.decode(msgspec.msgpack.encode(carried(7)))
+    del plain["memory"], plain["engines"]
+    for key in ("engine_id", "store"):
+        del plain["slots"][0][key]
+    for key in ("content", "era"):
+        del plain["slots"][0]["tasks"][0][key]
+    body = msgspec.Raw(msgspec.msgpack.encode(plain))
+    read = carry.decode(msgspec.msgpack.encode(carry._Envelope(carry.VERSION, body)))
+    assert (read.memory, read.engines, read.newest_era) == (None, [], 0)
+
+
+def test_first_what_is_remembered_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, sock: socket.socket
+) -> None:
+    sent = carried(sock.fileno())
+    monkeypatch.setattr(carry, "CARRIED_MAX_BYTES", len(carry.encode(sent)) - 1)
+    environ: dict[str, str] = {}
+    assert len(carry.write(sent, environ)) == 2
+    assert carry.read(environ) == sent.without_memory()
+    sock.close()
+
+
+def test_what_remembering_rests_on() -> None:
+    config = default_config()
+    caches = [*config.caches, CacheConfig("v2", "varnish", ("a", 1))]
+    others = [
+        msgspec.structs.replace(config, caches=caches),
+        msgspec.structs.replace(config, caches=[CacheConfig("v1", "varnish", ("a", 1))]),
+        msgspec.structs.replace(config, name="other"),
+        msgspec.structs.replace(config, layer=1),
+    ]
+    assert len({ground_of(each) for each in (config, *others)}) == 5
+    turned = msgspec.structs.replace(others[0], caches=caches[::-1], credit=7)
+    assert ground_of(turned) == ground_of(others[0])
 
 
 def test_too_much_is_handed_back(monkeypatch: pytest.MonkeyPatch, sock: socket.socket) -> None:

@@ -10,7 +10,7 @@ from proxyd.config import AgentConfig, CacheConfig, default_config
 from proxyd.settings import LIST_SECTIONS, TABLE, Reload
 
 OLD = default_config()
-OTHER = {str: "other", bytes: b"other", int: 7, float: 7.5, list: [("other", 7)]}
+OTHER = {str: "other", bytes: b"other", int: 7, float: 7.5, bool: False, list: [("other", 7)]}
 
 
 def other(config: AgentConfig, section: str, key: str) -> AgentConfig:

@@ -65,6 +65,7 @@ def test_without_a_file() -> None:
     assert config.engines == [("127.0.0.1", 7070)]
     assert config.caches[0].address == ("127.0.0.1", 6081)
     assert config.name
+    assert config.learn_engines
 
 
 def test_a_secret_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +90,7 @@ BAD = [
     ("layer = 1", "layer = 16", "4: layer: 16 is not 0 to 15"),
     ("layer = 1", 'layer = "1"', "4: layer: got '1', wanted 0 to 15"),
     ("layer = 1", "layer = true", "4: layer: got True, wanted 0 to 15"),
+    ("layer = 1", "learn_engines = 1", "4: learn_engines: got 1, wanted true or false"),
     ('"t1"', '"v1"', "19: two caches are named 'v1'"),
     ('"t1"', '"t 1"', "19: name: 't 1' is not 1 to 64 of A-Za-z0-9._:-"),
     ('"127.0.0.1:7070"', '"127.0.0.1"', "5: engines: '127.0.0.1' is not HOST:PORT"),

@@ -9,7 +9,8 @@ import pytest
 from proxyd.caches import KINDS
 from proxyd.dispatch import Dispatcher, Lanes
 from proxyd.outbox import Outbox
-from proxyd.tasks import Exchange
+from proxyd.scope import scope_of
+from proxyd.tasks import Exchange, carry_tasks
 from wire.lines import parse
 from wire.tasks import PushHead
 
@@ -181,7 +182,7 @@ def test_cancelled_is_neither_begun_nor_reported() -> None:
     bench = Bench("varnish")
     bench.push("a", "http://h/1", "http://h/2")
     first, second = bench.taken()
-    bench.dispatcher.cancel([b"a", b"unknown"])
+    bench.dispatcher.cancel(bench.box, [b"a", b"unknown"])
     assert first.task.expires_at == second.task.expires_at == 0.0
     bench.end()
     bench.end(error="dropped")
@@ -192,7 +193,7 @@ def test_cancelled_is_neither_begun_nor_reported() -> None:
 def test_a_cancelled_id_can_come_again() -> None:
     bench = Bench("varnish")
     bench.push("a", "http://h/old")
-    bench.dispatcher.cancel([b"a"])
+    bench.dispatcher.cancel(bench.box, [b"a"])
     bench.push("a", "http://h/new")
     bench.end()
     assert bench.reports() == []
@@ -284,10 +285,245 @@ def test_what_nobody_waits_for_is_done_all_the_same() -> None:
     bench.push("b", "http://h/1", box=other)
     bench.dispatcher.move(gone, None)
     assert (gone.owed, other.owed) == (0, 1)
-    bench.dispatcher.cancel([b"c"])
+    bench.dispatcher.cancel(bench.box, [b"c"])
     bench.push("a", "http://h/1", box=other)
     assert (gone.owed, other.owed) == (0, 2)
     for _ in range(3):
         bench.end()
     assert bench.reports(other) == done("a", "b")
     assert bench.dispatcher.tasks == 0
+
+
+# ── several engines ───────────────────────────────────────────────────────────────────────
+
+
+def engine_box(engine: str, store: str = "s", *, layer: int = 0) -> Outbox:
+    """The outbox of a link to an engine that has greeted."""
+    box = Outbox(lambda: None, "pop1", engine=engine, layer=layer)
+    box.scope = scope_of(engine, store, engine)
+    box.trusted = bool(store) and not layer
+    return box
+
+
+def test_two_engines_of_one_store_push_one_task() -> None:
+    bench = Bench("varnish")
+    boxes = [engine_box("e1"), engine_box("e2")]
+    for box in (*boxes, boxes[0]):
+        bench.push("a", "http://h/1", "http://h/2", box=box)
+    assert len(bench.taken()) == 2
+    assert [box.owed for box in boxes] == [1, 1]
+    bench.end()
+    bench.end()
+    assert [bench.reports(box) for box in boxes] == [done("a")] * 2
+    assert [box.owed for box in boxes] == [0, 0]
+
+
+@pytest.mark.parametrize("store", ["", "other"])
+def test_engines_of_two_stores_mean_two_tasks(store: str) -> None:
+    bench = Bench("varnish")
+    boxes = [engine_box("e1"), engine_box("e2", store)]
+    for box in boxes:
+        bench.push("a", "http://h/1", box=box)
+    assert len(bench.taken()) == 2
+    bench.end()
+    assert [bench.reports(box) for box in boxes] == [done("a"), []]
+    bench.dispatcher.cancel(boxes[0], [b"a"])
+    bench.end()
+    assert [bench.reports(box) for box in boxes] == [[], done("a")]
+    bench.push("b", "http://h/1", box=boxes[1])
+    bench.end()
+    bench.push("b", "http://h/1", box=boxes[0])
+    assert len(bench.taken()) == 1
+
+
+def test_in_a_higher_layer_another_engine_has_it_begun_anew_for_both() -> None:
+    """What was done before the layer below was mended is old; what had not begun is not done twice."""
+    bench = Bench("varnish")
+    boxes = [engine_box("e1", layer=1), engine_box("e2", layer=1)]
+    for box in (boxes[0], boxes[0], boxes[1], boxes[1]):
+        bench.push("a", "http://h/1", "http://h/2", box=box)
+        if box is boxes[0]:
+            continue
+        assert [exchange.task.cancelled for exchange in bench.taken()] == [True, True, False, False]
+    assert (bench.dispatcher.open_targets, bench.dispatcher.tasks) == (2, 1)
+    bench.end()
+    bench.end(error="its ttl ended before it was begun")
+    assert [bench.reports(box) for box in boxes] == [[], []]
+    bench.end()
+    bench.end()
+    assert [bench.reports(box) for box in boxes] == [done("a")] * 2
+    assert [box.owed for box in boxes] == [0, 0]
+    assert bench.dispatcher.open_targets == 0
+
+
+def test_what_one_engine_takes_back_goes_on_for_another_that_waits() -> None:
+    bench = Bench("varnish")
+    boxes = [engine_box("e1"), engine_box("e2")]
+    boxes[1].live = True
+    for box in boxes:
+        bench.push("a", "http://h/1", box=box)
+    bench.dispatcher.cancel(boxes[0], [b"a"])
+    assert [box.owed for box in boxes] == [0, 1]
+    bench.end()
+    assert [bench.reports(box) for box in boxes] == [[], done("a")]
+    # One that is away pushes it again when it is back, if it still wants it.
+    for box in boxes:
+        bench.push("b", "http://h/1", box=box)
+    bench.dispatcher.cancel(boxes[1], [b"b"])
+    assert [box.owed for box in boxes] == [0, 0]
+    assert bench.dispatcher.tasks == 0
+
+
+def test_another_content_in_hand_is_done_beside_it() -> None:
+    bench = Bench("varnish")
+    boxes = [engine_box("e1"), engine_box("e2")]
+    for box in boxes:
+        bench.push("a", "http://h/1", "http://h/2", box=box)
+    bench.push("a", "http://h/other", box=boxes[1])
+    assert [box.owed for box in boxes] == [1, 1]
+    assert bench.dispatcher.tasks == 2
+    bench.end()
+    bench.dispatcher.tell_progress()
+    assert [len(bench.reports(box)) for box in boxes] == [1, 0]
+    bench.end(error="no")
+    assert [report["failed"] for report in bench.reports(boxes[0])] == ["1"]
+    bench.end()
+    assert [bench.reports(box) for box in boxes] == [[], done("a")]
+    assert (bench.dispatcher.open_targets, bench.dispatcher.tasks) == (0, 0)
+
+
+def test_another_content_of_the_same_engine_takes_the_place() -> None:
+    bench = Bench("varnish")
+    box = engine_box("e1")
+    bench.push("a", "http://h/old", box=box)
+    bench.push("a", "http://h/new", box=box)
+    assert [exchange.task.cancelled for exchange in bench.taken()] == [True, False]
+    bench.end()
+    assert bench.reports(box) == []
+    bench.end()
+    assert bench.reports(box) == done("a")
+    assert box.owed == 0
+
+
+# ── what was done well ────────────────────────────────────────────────────────────────────
+
+
+def do(bench: Bench, task_id: str, *targets: str, box: Outbox, error: str | None = None) -> bool:
+    """Pushes a task; whether the caches were asked for it. The report is taken."""
+    bench.push(task_id, *targets, box=box)
+    asked = bool(bench.taken())
+    while bench.taken():
+        bench.end(error=error)
+    [report] = bench.reports(box)
+    assert report["state"] == ("failed" if error and asked else "done")
+    assert box.owed == 0
+    return asked
+
+
+@pytest.mark.parametrize("targets", [["http://h/1"], ["http://h/1", "http://h/2"], ["http://h/" + "x" * 999]])
+def test_what_was_done_well_is_not_done_again(targets: list[str]) -> None:
+    bench = Bench("varnish")
+    assert do(bench, "a", *targets, box=engine_box("e1"))
+    assert not do(bench, "a", *targets, box=engine_box("e1"))
+    assert not do(bench, "a", *targets, box=engine_box("e2"))
+    assert (bench.dispatcher.open_targets, bench.dispatcher.tasks) == (0, 0)
+
+
+def test_how_urgent_it_is_means_nothing_to_what_was_done() -> None:
+    bench, box = Bench("varnish"), engine_box("e1")
+    bench.push("a", "http://h/1", box=box)
+    bench.end()
+    bench.push("a", "http://h/1", box=box, head=PushHead("url", ttl_s=7, priority=9))
+    assert bench.taken() == []
+
+
+@pytest.mark.parametrize(
+    ("target", "head"),
+    [("http://h/2/", URL), ("http://h/1/", PushHead("dir")), ("http://h/1/", PushHead("url", force=True))],
+)
+def test_another_content_is_done_and_the_first_one_then_too(target: str, head: PushHead) -> None:
+    bench, box = Bench("varnish"), engine_box("e1")
+    assert do(bench, "a", "http://h/1/", box=box)
+    bench.push("a", target, head=head, box=box)
+    assert len(bench.taken()) == 1
+    bench.end(error="no")
+    bench.reports(box)
+    assert do(bench, "a", "http://h/1/", box=box)
+
+
+def test_what_failed_in_part_is_done_again() -> None:
+    bench, box = Bench("varnish", "varnish"), engine_box("e1")
+    bench.push("a", "http://h/1", "http://h/2", box=box)
+    for cache in (0, 0, 1):
+        bench.end(cache)
+    bench.end(1, "down")
+    assert bench.reports(box)[0]["state"] == "failed"
+    bench.push("a", "http://h/1", "http://h/2", box=box)
+    assert len(bench.taken()) == 2
+
+
+def test_what_was_taken_back_is_done_again() -> None:
+    bench, box = Bench("varnish"), engine_box("e1")
+    bench.push("a", "http://h/1", box=box)
+    bench.dispatcher.cancel(box, [b"a"])
+    bench.end()
+    assert do(bench, "a", "http://h/1", box=box)
+    bench.dispatcher.cancel(box, [b"a"])
+    assert do(bench, "a", "http://h/1", box=box)
+
+
+def test_an_engine_that_names_no_store_has_it_done_again() -> None:
+    bench, box = Bench("varnish"), engine_box("e1", store="")
+    assert do(bench, "a", "http://h/1", box=box)
+    assert do(bench, "a", "http://h/1", box=box)
+
+
+def test_a_higher_layer_does_it_again() -> None:
+    bench = Bench("varnish")
+    assert do(bench, "a", "http://h/1", box=engine_box("e1", layer=1))
+    assert do(bench, "a", "http://h/1", box=engine_box("e2", layer=1))
+
+
+def test_a_prefetch_is_asked_for_again() -> None:
+    bench, box = Bench("varnish"), engine_box("e1")
+    for _ in range(2):
+        bench.push("a", "http://h/1", box=box, head=PushHead("prefetch"))
+        bench.end(slow=True)
+        assert bench.reports(box) == done("a")
+
+
+def test_with_other_caches_all_is_done_again() -> None:
+    bench, box = Bench("varnish", "varnish"), engine_box("e1")
+    first = bench.lanes[:1]
+    bench.dispatcher.use_caches(first)
+    assert do(bench, "before", "http://h/1", box=box)
+    bench.push("amid", "http://h/1", box=box)
+    bench.dispatcher.use_caches(bench.lanes)
+    bench.end()
+    assert bench.reports(box) == done("amid")
+    for task_id in ("before", "amid"):
+        bench.push(task_id, "http://h/1", box=box)
+        assert len(bench.taken(1)) == 1
+        bench.end(0)
+        bench.end(1)
+    bench.dispatcher.use_caches(list(bench.lanes))
+    bench.reports(box)
+    assert not do(bench, "amid", "http://h/1", box=box)
+
+
+def test_what_goes_on_after_an_upgrade_is_remembered_if_nothing_else_changed() -> None:
+    for changed in (False, True):
+        bench, box = Bench("varnish"), engine_box("e1")
+        bench.push("a", "http://h/1", "http://h/2", box=box)
+        bench.end()
+        [(_, carried)] = carry_tasks(bench.taken(), 2.0)
+        after = Bench("varnish")
+        after.dispatcher.know_done([], bench.dispatcher.era + changed, 2.0)
+        after.dispatcher.resume(box, carried, 2.0)
+        # It is pushed again while it goes on, and joins, whatever is open of it.
+        after.push("a", "http://h/1", "http://h/2", box=box)
+        assert len(after.taken()) == 1
+        after.end()
+        assert bench.reports(box) == done("a")
+        box.owed = 0
+        assert do(after, "a", "http://h/1", "http://h/2", box=box) is changed

@@ -249,6 +249,116 @@ def test_drain_ends_what_is_in_hand_and_goes_elsewhere(cache: FakeCache) -> None
         leaving.wait_link(newer_than=link)
 
 
+def test_what_comes_after_a_drain_is_left_to_the_next_link(cache: FakeCache) -> None:
+    with FakeEngine() as engine, agent_for(engine, cache=cache):
+        link = engine.wait_link()
+        link.send(
+            "!task task_id=before type=url -- http://h/before\n!drain\n"
+            "!task task_id=after type=url -- http://h/after\n"
+        )
+        until_ended(link, "before")
+        wait_until(lambda: link.closed, TIMEOUT_S, "the link closed")
+        again = engine.wait_link(newer_than=link)
+        again.push("after", "http://h/after")
+        until_ended(again, "after")
+        assert cache.asked == ["/before", "/after"]
+
+
+def test_a_drain_that_takes_too_long_loses_nothing(cache: FakeCache) -> None:
+    """What is left goes on; who pushes it again joins; the engine that drained is told once it is back."""
+    with engines(1, 1, store="s") as (leaving, other), agent_for(leaving, other, cache=cache):
+        link, second = leaving.wait_link(), other.wait_link()
+        link.push("a", "http://h/held-a")
+        wait_until(lambda: cache.asked, TIMEOUT_S, "the purge at the cache")
+        link.send("!drain\n")
+        leaving.stop()
+        second.push("a", "http://h/held-a")
+        second.push("b", "http://h/b")
+        until_ended(second, "b")
+        cache.release()
+        until_ended(second, "a")
+        assert cache.asked == ["/held-a", "/b"]
+        with FakeEngine(port=leaving.port, store="s") as back:
+            until_ended(back.wait_link(), "a")
+
+
+# ── several engines ───────────────────────────────────────────────────────────────────────
+
+
+def test_two_engines_push_one_task_and_both_are_told(cache: FakeCache) -> None:
+    with engines(1, 1, store="s") as both, agent_for(*both, cache=cache):
+        links = [engine.wait_link() for engine in both]
+        for number, link in enumerate(links):
+            link.push("a", "http://h/held-a")
+            wait_until(lambda: cache.asked, TIMEOUT_S, "the purge at the cache")
+            link.push(f"b{number}", f"http://h/b{number}")
+            until_ended(link, f"b{number}")
+        cache.release()
+        for link in links:
+            assert until_ended(link, "a") == {"state": "done"}
+        assert cache.asked == ["/held-a", "/b0", "/b1"]
+        for link in links:
+            link.push("a", "http://h/held-a")
+            wait_until(lambda link=link: link.done_ids().count("a") == 2, TIMEOUT_S, "a report")  # type: ignore[misc]
+        assert len(cache.asked) == 3
+
+
+def test_what_an_engine_pushed_that_died_is_reported_to_the_next(cache: FakeCache) -> None:
+    with engines(1, 1, store="s") as (dying, other), agent_for(dying, other, cache=cache):
+        link, second = dying.wait_link(), other.wait_link()
+        link.silent = True
+        link.push("a", "http://h/a")
+        until_ended(link, "a")
+        dying.stop()
+        second.push("a", "http://h/a", priority=9, ttl=60)
+        assert until_ended(second, "a") == {"state": "done"}
+        assert cache.asked == ["/a"]
+
+
+def test_engines_that_share_nothing_do_not_speak_of_one_task(cache: FakeCache) -> None:
+    with FakeEngine(store="s1") as one, FakeEngine(store="s2") as two, agent_for(one, two, cache=cache):
+        for link in (one.wait_link(), two.wait_link()):
+            link.push("a", "http://h/a")
+            until_ended(link, "a")
+        assert cache.asked == ["/a", "/a"]
+
+
+def test_in_a_higher_layer_what_was_done_is_done_again(cache: FakeCache) -> None:
+    with (
+        FakeEngine(store="s") as engine,
+        Agent([engine.address], [("v1", "varnish", cache.address)], layer=1),
+    ):
+        link = engine.wait_link()
+        for count in (1, 2):
+            link.push("a", "http://h/a")
+            wait_until(lambda count=count: len(link.done_ids()) == count, TIMEOUT_S, "a report")  # type: ignore[misc]
+            assert len(cache.asked) == count
+
+
+def test_an_engine_whose_store_was_emptied_begins_anew(cache: FakeCache) -> None:
+    with FakeEngine(store="s1") as engine, agent_for(engine, cache=cache) as agent:
+        link = engine.wait_link()
+        link.push("done", "http://h/done")
+        until_ended(link, "done")
+        link.push("a", "http://h/held-a")
+        wait_until(lambda: "/held-a" in cache.asked, TIMEOUT_S, "the purge at the cache")
+        engine.stop()
+        with FakeEngine(port=engine.port, id=engine.id, store="s2") as emptied:
+            again = emptied.wait_link()
+            again.push("done", "http://h/done")
+            until_ended(again, "done")
+            assert cache.asked.count("/done") == 2
+            again.push("a", "http://h/held-a")
+            wait_until(lambda: cache.asked.count("/held-a") == 2, TIMEOUT_S, "the purge at the cache")
+            cache.release()
+            until_ended(again, "a")
+            again.push("b", "http://h/b")
+            until_ended(again, "b")
+            # Nobody waits for what the older store's task came to.
+            assert again.done_ids().count("a") == 1
+            assert agent.logged("engine has another store; what is in hand is not reported there")
+
+
 def test_reports_an_engine_could_not_take_come_again(cache: FakeCache) -> None:
     with FakeEngine() as engine, agent_for(engine, cache=cache):
         link = engine.wait_link()

@@ -287,6 +287,32 @@ def test_under_a_new_name_the_old_one_finishes(cache: FakeCache) -> None:
         assert "/late" not in cache.asked
 
 
+def test_with_another_cache_or_name_what_was_done_is_done_again(cache: FakeCache) -> None:
+    other = FakeCache()
+    with FakeEngine(store="s") as engine, agent_for(engine, cache=cache) as agent:
+
+        def push() -> None:
+            link = engine.wait_link()
+            reports = len(link.done_ids())
+            link.push("a", "http://h/a")
+            wait_until(lambda: len(link.done_ids()) > reports, TIMEOUT_S, "a report")
+
+        push()
+        reload(agent)
+        push()
+        assert cache.asked == ["/a"]
+        reload(agent, ('name = "pop1"', 'name = "pop2"'))
+        push()
+        push()
+        assert cache.asked == ["/a", "/a"]
+        second = f'[[cache]]\nname = "v2"\nkind = "varnish"\naddress = "{other.address}"\n'
+        reload(agent, ('[[cache]]\nname = "v1"', f'{second}[[cache]]\nname = "v1"'))
+        push()
+        push()
+        assert (cache.asked, other.asked) == (["/a"] * 3, ["/a"])
+    other.close()
+
+
 # ── nothing is left behind ────────────────────────────────────────────────────────────────
 
 

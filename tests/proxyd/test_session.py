@@ -31,6 +31,36 @@ def test_the_greeting() -> None:
     assert session.feed(b"ok\nok now=1 workers=4\n") == [s.Credited(), s.Counted(4)]
 
 
+def test_the_store_that_an_engine_names() -> None:
+    for said, read in ((b" store=s-1", "s-1"), (b" store=", ""), (b" store=a\\sb", "")):
+        session = LinkSession()
+        session.greet(WHO, 0)
+        assert session.feed(OK[:-1] + said + b"\n") == [s.Greeted("e1", 3, read)]
+
+
+def test_engines_that_are_named() -> None:
+    session = served()
+    assert session.feed(b"!engines -- a:1 [::1]:2\n!engines --\n!engines later=1\n") == [
+        s.Engines(["a:1", "[::1]:2"]),
+        s.Engines([]),
+        s.Engines([]),
+    ]
+
+
+PUSHED_LATE = [b"!task task_id=b type=url -- http://h/2\n", b"!task type=url task_id=b -- http://h/2\n"]
+
+
+@pytest.mark.parametrize("late", PUSHED_LATE)
+@pytest.mark.parametrize("step", [1, 1000])
+def test_what_is_pushed_after_a_drain_is_not_taken(late: bytes, step: int) -> None:
+    session = served()
+    data = b"!task task_id=a type=url -- http://h/1\n!drain\n" + late + b"!cancel -- a\n"
+    events = [event for at in range(0, len(data), step) for event in session.feed(data[at : at + step])]
+    assert events == [(b"a", PushHead("url"), [b"http://h/1"]), s.Drain([]), s.Cancel([b"a"])]
+    again = LinkSession.thaw(session.freeze())
+    assert again.feed(late) == []
+
+
 def test_only_reports_are_owed() -> None:
     session = served()
     session.beat({})

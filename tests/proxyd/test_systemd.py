@@ -59,18 +59,18 @@ def agent_for(address: str, cache: FakeCache, manager: Manager, **more: str) -> 
 
 def test_each_state_is_told(cache: FakeCache, manager: Manager) -> None:
     with FakeEngine() as engine, agent_for(engine.address, cache, manager) as agent:
-        assert manager.wait("READY")["STATUS"] == "serves; generation 1"
+        assert manager.wait("READY")["STATUS"] == "serves 1 engine; generation 1"
         agent.signal(signal.SIGHUP)
         assert int(manager.wait("RELOADING")["MONOTONIC_USEC"]) > 0
-        assert manager.wait("READY", 2)["STATUS"] == "serves; generation 2"
+        assert manager.wait("READY", 2)["STATUS"] == "serves 1 engine; generation 2"
         agent.signal(signal.SIGUSR2)
         manager.wait("RELOADING", 2)
-        assert manager.wait("READY", 3)["STATUS"] == "serves; generation 3"
+        assert manager.wait("READY", 3)["STATUS"] == "serves 1 engine; generation 3"
         agent.configure(("layer = 0", "layer = 99"))
         for number in (signal.SIGHUP, signal.SIGUSR2):
             count = len(manager.heard("READY"))
             agent.signal(number)
-            assert manager.wait("READY", count + 1)["STATUS"] == "serves; generation 3"
+            assert manager.wait("READY", count + 1)["STATUS"] == "serves 1 engine; generation 3"
         agent.signal(signal.SIGTERM)
         manager.wait("STOPPING")
         assert agent.wait() == 0

@@ -110,6 +110,30 @@ def test_what_is_in_hand_is_begun_again_and_reported_once(cache: FakeCache) -> N
         assert cache.asked.count("/1") == 1
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_was_done_is_remembered_unless_the_caches_are_others(cache: FakeCache, changed: bool) -> None:
+    second = FakeCache()
+    with FakeEngine(store="s") as engine, agent_for(engine, cache=cache) as agent:
+        link = engine.wait_link()
+        link.push("a", "http://h/a")
+        until_done(link, "a")
+        hold_one(link, cache, "b")
+        if changed:
+            agent.configure((cache.address, second.address))
+        upgraded(agent)
+        used = second if changed else cache
+        # Begun again, as it was in hand.
+        wait_until(lambda: "/held-b" in used.asked[not changed :], TIMEOUT_S, "the request at the cache")
+        used.release()
+        until_done(link, "b")
+        asked = len(used.asked)
+        for task_id, target in (("a", "http://h/a"), ("b", "http://h/held-b")):
+            link.push(task_id, target)
+            wait_until(lambda task_id=task_id: link.done_ids().count(task_id) == 2, TIMEOUT_S, "a report")  # type: ignore[misc]
+        assert len(used.asked) - asked == 2 * changed
+    second.close()
+
+
 def test_what_was_taken_back_is_not_begun_again(cache: FakeCache) -> None:
     with FakeEngine() as engine, agent_for(engine, cache=cache) as agent:
         link = engine.wait_link()
