@@ -37,7 +37,7 @@ AGE_MAX_S = 600.0
 CONTENT_MAX_BYTES = 256
 # At the most forgotten at a time because of their age: 3 ms.
 SWEEP_MAX = 10_000
-# The newest cross an upgrade, in which nothing is read meanwhile: 30 ms; all of them would take 130.
+# The newest cross an upgrade, in which nothing is read meanwhile: 40 ms; all of them would take 130.
 CARRIED_MAX = 20_000
 
 Content = bytes

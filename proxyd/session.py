@@ -185,7 +185,7 @@ class LinkSession:
         self.state = LinkState.GREETING
         self._waiting.append("hello")
         fields: dict[str, str | int | float | None] = {"v": PROTOCOL_VERSION, "role": "proxy"}
-        fields |= {"name": who.name, "group": who.group, "layer": who.layer, "worker": worker}
+        fields |= {"name": who.name, "group": who.group, "layer": who.layer, "worker": worker, "learn": 1}
         return format_line("hello", fields | (signature or {}))
 
     def ready(self, credit: int) -> bytes:

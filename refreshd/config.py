@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from refreshd.errors import ConfigError
+from refreshd.mysql_url import read_mysql_url
 from refreshd.settings import (
     SECTIONS,
     SETTINGS,
@@ -30,6 +31,8 @@ from refreshd.toml_lines import Path, TomlLines
 
 # The configuration crosses to a worker in one control packet (control.PACKET_MAX_BYTES): about 3,000 proxies.
 CONFIG_MAX_BYTES = 128 * 1024
+# What a URL of Redis may begin with; the rest is checked by who connects.
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SYNTAX_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
@@ -52,6 +55,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     tasks_max: int
     tasks_bytes_max: int
     saver_queue_max: int
+    advertise: str
     stop_deadline_s: float
     heartbeat_timeout_s: float
 
@@ -67,6 +71,8 @@ class Redis(msgspec.Struct, frozen=True, kw_only=True):
     """`[redis]`."""
 
     url: str
+    cluster: str
+    lease_s: float
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +192,7 @@ class _Reader:
         keys, proxies = self._array("key"), self._array("proxy")
         self._unknown_sections()
         self._check_engine(engine, keys)
-        self._check_what_is_not_built(store, redis)
+        self._check_urls(store, redis)
         self._check_names(keys, proxies)
         self._check_bursts(keys)
         for number, key in enumerate(keys):
@@ -308,13 +314,21 @@ class _Reader:
                 f"{SOCKET_PATH_MAX_BYTES}; set a shorter engine.admin",
             )
 
-    def _check_what_is_not_built(self, store: dict[str, Any], redis: dict[str, Any]) -> None:
+    def _check_urls(self, store: dict[str, Any], redis: dict[str, Any]) -> None:
         # The values are not quoted: there may be a password in them.
-        if store["url"] is not None and store["url"] != "sqlite:":
-            what = "MySQL is" if store["url"].startswith("mysql:") else "anything else is"
-            self._fault(("store", "url"), f'{what} not built yet in this version; wanted "sqlite:"')
-        if redis["url"]:
-            self._fault(("redis", "url"), 'Redis is not built yet in this version; wanted ""')
+        url = store["url"]
+        if url is not None and url != "sqlite:":
+            if not url.startswith("mysql:"):
+                self._fault(
+                    ("store", "url"), 'no such store; wanted "sqlite:" or a URL that begins with mysql://'
+                )
+            else:
+                try:
+                    read_mysql_url(url)
+                except ValueError as error:
+                    self._fault(("store", "url"), str(error))
+        if redis["url"] and not redis["url"].startswith(REDIS_SCHEMES):
+            self._fault(("redis", "url"), f'wanted "", or a URL that begins with {", ".join(REDIS_SCHEMES)}')
 
     def _check_names(self, keys: list[dict[str, Any]], proxies: list[dict[str, Any]]) -> None:
         self._check_unique("key", keys)

@@ -232,6 +232,10 @@ SETTINGS = (
         "rows that may wait for the store in a worker; at as many, a new task gets `busy`",
     ),
     Setting(
+        "engine", "advertise", _ADDRESS_OR_NONE, "", Reload.RESTART,
+        'where other engines reach this one\'s text RPC; "": as `listen` says',
+    ),
+    Setting(
         "engine", "stop_deadline_s", _seconds(0, 3600), 10.0, Reload.IN_PLACE,
         "how long a graceful stop may take before workers are killed",
     ),
@@ -241,7 +245,8 @@ SETTINGS = (
     ),
     Setting(
         "store", "url", _URL, "sqlite:", Reload.RESTART,
-        "`sqlite:` keeps tasks in the data folder. MySQL is not built yet in this version",
+        "`sqlite:` keeps tasks in the data folder; `mysql://USER:PASSWORD@HOST:PORT/DATABASE` in MySQL or "
+        "MariaDB, which several engines may share: see cluster.md",
     ),
     Setting(
         "store", "retention_s", _seconds(60, 3650 * 86_400), 604_800.0, Reload.IN_PLACE,
@@ -249,7 +254,16 @@ SETTINGS = (
     ),
     Setting(
         "redis", "url", _URL, "", Reload.RESTART,
-        '"": one engine, no Redis. Several engines are not built yet in this version',
+        '"": none. `redis://`, `rediss://` (TLS) or `unix://`: engines share their leases and limits there',
+    ),
+    Setting(
+        "redis", "cluster", _NAME, "refreshd", Reload.RESTART,
+        "the name of the cluster: of the engines that share `store.url`, whose keys in Redis begin with it",
+    ),
+    Setting(
+        "redis", "lease_s", _seconds(2, 600), 10.0, Reload.RESTART,
+        "an engine that has not renewed its lease for so long is dead for the others, which take its tasks "
+        "over; the same at every engine",
     ),
     Setting("key", "name", _NAME, None, Reload.IN_PLACE, "the key's name, as in `hello key=`", required=True),
     Setting(

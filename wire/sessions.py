@@ -49,6 +49,8 @@ class Hello(NamedTuple):
     name: str
     group: str | None
     layer: int | None
+    learn: bool = False
+    """Whether a proxy wants to be told of other engines (`!engines`)."""
 
 
 class Greeting:
@@ -85,6 +87,7 @@ class Greeting:
             name=values.get("name", ""),
             group=values.get("group"),
             layer=values.get("layer"),
+            learn=values.get("learn", False),
         )
 
     def accept(self) -> None:

@@ -64,11 +64,12 @@ _TABLE = (
             Field("name", f.read_id, "a proxy's name, 1 to 64 of A-Za-z0-9._:-"),
             Field("group", f.read_id, "a group's name, 1 to 64 of A-Za-z0-9._:-"),
             Field("layer", f.integer(0, 15), "0 to 15, 0 being nearest to the origin"),
+            Field("learn", f.read_flag, "0 or 1"),
         ),
         "greets; the first request of a connection, or left out",
         "ok v=1 engine=E worker=I workers=W shards=64 line_max=B [store=S]",
     ),
-    Verb("ping", _ANYONE, (), "asks whether the engine answers", "ok now=MS"),
+    Verb("ping", _ANYONE, (), "asks whether the engine answers", "ok now=MS [draining=1]"),
     Verb(
         "post_task",
         _CLIENTS,
@@ -232,6 +233,15 @@ _TABLE = (
         "lists the keys: what they may do, what they use and have used",
         "+ key=K rate=N burst=N [spare=N] [rate_here=F] taken=N refused=N in_flight=N in_flight_max=N "
         "url=N url_max=N dir=N dir_max=N regex=N regex_max=N tag=N tag_max=N prefetch=N prefetch_max=N",
+        listing=True,
+    ),
+    Verb(
+        "list_engines",
+        _ADMINS,
+        (),
+        "lists the engines that share the store",
+        "+ engine=E number=N epoch=N self=0|1 alive=0|1 leads=0|1 draining=0|1 workers=N unfinished=N"
+        " lease=MS lag=MS address=A release=V [leader_epoch=N] [error=TEXT]",
         listing=True,
     ),
 )

@@ -10,4 +10,5 @@ more, but nothing is lost either.
     acts                                      what is said to SQL
     coordinator                               worker 0 of an engine runs it
     watcher                                   every other worker reads along
+    quotas                                    what keys have used, at all engines
 """

@@ -118,6 +118,12 @@ class ClusterClient:
             pass
         self.server = server
 
+    @property
+    def library(self) -> redis_asyncio.Redis:
+        """The library's client over the same connections. Whoever uses it sets deadlines of its own."""
+        client: redis_asyncio.Redis = self._redis
+        return client
+
     async def run(self, script: Script, keys: list[str], *args: str | int | bytes) -> Any:
         """What the script returns, texts as bytes.
 

@@ -15,8 +15,8 @@ from typing import NamedTuple, Self
 
 from refreshd import logs
 from refreshd.errors import BootError
-from refreshd.master.listeners import address_of
 from refreshd.settings import is_loopback, split_address
+from refreshd.sockets import address_of
 
 _FIRST_FD = 3
 # Two can be used. Many more are a mistake, and would be looked at one by one.

@@ -8,14 +8,16 @@ from contextlib import ExitStack
 
 import msgspec
 
-from refreshd.config import Engine
+from refreshd.config import Config, Engine
 from refreshd.errors import BootError, StoreError
 from refreshd.master.activation import Activation
 from refreshd.master.children import Inherited
 from refreshd.master.data_folder import DataFolder
-from refreshd.master.listeners import address_of, listen_tcp, listen_unix
+from refreshd.master.listeners import listen_tcp, listen_unix
 from refreshd.scoreboard import Scoreboard
+from refreshd.sockets import address_of
 from refreshd.store import layout
+from refreshd.store.layout import lanes_for
 
 
 class SavedHoldings(msgspec.Struct, kw_only=True):
@@ -85,15 +87,16 @@ class Holdings:
         self.folder.close()
 
 
-def take_hold(engine: Engine, workers: int) -> Holdings:
+def take_hold(config: Config, workers: int) -> Holdings:
     """Opens it all, and tells where the engine listens. The first engine on a folder makes a lane a worker.
 
     Raises: BootError, and nothing stays open.
     """
+    engine = config.engine
     with ExitStack() as undo:
         folder = DataFolder(engine.data)
         undo.callback(folder.close)
-        lanes = _read_lanes(folder, workers)
+        lanes = _read_lanes(folder, workers) if config.store.url == "sqlite:" else lanes_for(workers)
         given = undo.enter_context(Activation(os.environ))
         listener = undo.enter_context(given.tcp(engine.listen) or listen_tcp(engine.listen))
         folder.write_address(address_of(listener))

@@ -32,12 +32,6 @@ def listen_tcp(address: str) -> socket.socket:
     return sock
 
 
-def address_of(sock: socket.socket) -> str:
-    """Where a TCP socket listens, as HOST:PORT."""
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def listen_unix(path: str) -> socket.socket:
     """Listens on a Unix socket that only this user may connect to, non-blocking.
 

@@ -155,7 +155,7 @@ class Master:
         stack.callback(notifier.close)
         self._herald = Herald(notifier)
         if self._saved is None:
-            self._holdings = take_hold(engine, self._briefing.workers)
+            self._holdings = take_hold(self._config, self._briefing.workers)
         else:
             adopt_fds(self._saved)
             self._holdings = hold_on(engine, self._saved.holdings)

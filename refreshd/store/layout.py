@@ -35,7 +35,7 @@ def read_or_create(data: Path, workers: int) -> int:
         lanes = _parse(path)
     except FileNotFoundError:
         _refuse_leftovers(data)
-        return _create(path, data, min(max(workers, 1), SHARDS))
+        return _create(path, data, lanes_for(workers))
     for lane in range(lanes):
         file = lane_path(data, lane)
         fault = (
@@ -47,6 +47,11 @@ def read_or_create(data: Path, workers: int) -> int:
                 "restore it from a backup, or start with an empty data folder"
             )
     return lanes
+
+
+def lanes_for(workers: int) -> int:
+    """How many lanes a store has that is made for so many workers."""
+    return min(max(workers, 1), SHARDS)
 
 
 def lane_is_made(path: Path) -> None:

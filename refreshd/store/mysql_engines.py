@@ -24,6 +24,7 @@ from typing import NamedTuple
 from refreshd.errors import BootError, NotLeader, StoreFenced
 from refreshd.store.mysql_connection import Result, Session
 from refreshd.store.mysql_rows import hexed, numbers
+from refreshd.store.sharing import EngineRow, Handout
 
 # An engine's number has six bits in a serial; 0 is no engine.
 ENGINES_MAX = 63
@@ -56,30 +57,11 @@ class Membership(NamedTuple):
             )
 
 
-class EngineRow(NamedTuple):
-    """An engine as the database knows it."""
-
-    number: int
-    name: str
-    epoch: int
-    alive: bool
-    owns: bool
-    """Whether any unfinished task is its."""
-
-
 class Leadership(NamedTuple):
     """Who leads, by number (0: nobody ever did), and in which epoch."""
 
     epoch: int
     leader: int
-
-
-class Handout(NamedTuple):
-    """Unfinished tasks with serials from `first` to `last` that were given to an engine."""
-
-    id: int
-    first: int
-    last: int
 
 
 def register(session: Session, name: str) -> Membership:
@@ -227,13 +209,13 @@ def give_back(session: Session, member: Membership, serials: Sequence[int], now_
     session.atomically(work)
 
 
-def last_handout(session: Session) -> int:
-    """The id of the last hand-out; 0 if there was none.
+def last_handout(session: Session, before_ms: int | None = None) -> int:
+    """The id of the last hand-out, or of the last one before that time; 0 if there was none.
 
     A worker asks before it reads its tasks for the first time: what is handed out later has larger ids.
     """
-    ((last,),) = session.read(b"SELECT coalesce(max(id), 0) FROM handout")
-    return int(last)
+    older = b"" if before_ms is None else b" WHERE at_ms < %d" % before_ms
+    return int(session.read(b"SELECT coalesce(max(id), 0) FROM handout" + older)[0][0])
 
 
 def handouts(session: Session, owner: int, after: int) -> list[Handout]:

@@ -50,8 +50,8 @@ _SWEEPS = 256
 # A task that is unfinished this long after it was accepted is noted as a straggler.
 # A start looks through what came later: 0.3 µs a row, 0.2 s at 20,000 tasks/s; a straggler is 4 µs.
 STRAGGLE_MS = 30_000
-# Tasks that are looked through for stragglers at a time: about 5 ms.
-_STRAGGLE_ROWS = 4_096
+# Tasks that are looked through for stragglers at a time: 2 ms, and 4 where all are stragglers.
+_STRAGGLE_ROWS = 1_024
 # Ids that are looked for at a time: at a start, and in a worker that serves (20 ms on busy
 # cores where they are written into the index; 270 for as many as at a start).
 _INDEX_ROWS = 32_768

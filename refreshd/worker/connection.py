@@ -511,6 +511,7 @@ class Connection(asyncio.Protocol):
                 "workers": self.hub.shards.workers,
                 "shards": SHARDS,
                 "line_max": engine.line_max,
+                "store": self.hub.cluster.store_name,
             },
         )
 
@@ -524,7 +525,7 @@ class Connection(asyncio.Protocol):
             if hello.zip == "snappy":
                 self._zip, self._unzip = Compressor(), Decompressor()
             if hello.role == "proxy":
-                session = ProxySession(self.hub.proxies, hello.name, self, self.close)
+                session = ProxySession(self.hub.proxies, hello.name, self, self.close, learns=hello.learn)
                 self.serve_proxy(session)
                 self.hub.proxies.connected(session)
         self._regulate()

@@ -177,6 +177,7 @@ class Engine:
         batch = saver.batch
         if (
             self.draining
+            or saver.last_error is not None
             or len(batch.tasks) >= self._rows_max
             or len(self.tasks) >= self._tasks_max
             or self.held_bytes >= self._bytes_max
@@ -222,13 +223,13 @@ class Engine:
         """Why another task must not be taken in."""
         if self.draining:
             return Refused("draining", "this engine takes no new tasks now", retry_ms=DRAIN_RETRY_MS)
+        if saver.last_error is not None:
+            return _unavailable(saver.last_error)
         if len(self.tasks) >= self._tasks_max:
             return Refused("busy", f"{len(self.tasks)} tasks are unfinished; engine.tasks_max", retry_ms=5000)
         if self.held_bytes >= self._bytes_max:
             why = f"unfinished tasks hold {self.held_bytes} bytes; engine.tasks_bytes_max"
             return Refused("busy", why, retry_ms=5000)
-        if saver.last_error is not None:
-            return _unavailable(saver.last_error)
         return Refused("busy", "too many tasks wait for the store", retry_ms=BUSY_RETRY_MS)
 
     def _plan(self, terms: Terms) -> Layer:

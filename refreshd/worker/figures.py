@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Figures = dict[str, float]
 
 # Names whose figures of several workers are not added up.
-_NOT_ADDED = frozenset({"timestamp"})
+_NOT_ADDED = frozenset({"timestamp", "draining"})
 
 
 def collect(hub: Hub) -> Figures:
@@ -39,6 +39,7 @@ def collect(hub: Hub) -> Figures:
         # Callbacks and alerts are not part of this version: nothing can wait for them.
         "notify_queue": 0,
         "alert_queue": 0,
+        "draining": int(engine.draining),
         "tasks_in_cache": len(engine.tasks),
         "tasks_bytes": engine.held_bytes,
         "timer_tasks": len(engine.wheel),

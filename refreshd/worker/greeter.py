@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from refreshd.config import Config
+from refreshd.worker.elsewhere import KEY_OF_ENGINE
 from wire.errors import Refused
 from wire.sessions import Hello
 from wire.signatures import check_hello
@@ -26,6 +27,11 @@ class Greeter:
         self._required = config.engine.auth == "required"
         self._secrets = {key.name: key.secret for key in config.keys}
 
+    def _secret_of(self, key: str) -> bytes | None:
+        if key.startswith(KEY_OF_ENGINE):
+            return self._hub.cluster.peers_secret or None
+        return self._secrets.get(key)
+
     async def check(self, hello: Hello) -> None:
         """Raises: Refused, `auth`; TimeoutError when the keeper of the nonce does not answer."""
         self.check_signature(hello)
@@ -38,7 +44,7 @@ class Greeter:
             if self._required:
                 raise Refused("auth", "this engine wants a signed hello: key, ts, nonce and sig")
             return
-        secret = self._secrets.get(hello.key)
+        secret = self._secret_of(hello.key)
         if secret is None:
             raise Refused("auth", f"no key is called {hello.key}")
         check_hello(secret, hello.role, hello.key, hello.ts, hello.nonce, hello.sig, time.time())

@@ -57,7 +57,7 @@ class Handing:
         self._leaving: list[socket.socket] = []
         """Sockets of siblings' predecessors: only read."""
         self._listens = False
-        self._is_short = False
+        self.is_short = False
         """Whether descriptors were used up when last looked at."""
 
     # ── the listener ──────────────────────────────────────────────────────────────────────
@@ -105,11 +105,14 @@ class Handing:
             short = lowest >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _KEPT
         except OSError:
             short = True
-        if short and not self._is_short:
+        if short and not self.is_short:
             log.warning("no descriptors left, accepting rests", kept=_KEPT)
-        elif self._is_short and not short:
+        elif self.is_short and not short:
             log.info("descriptors are free again, accepting goes on")
-        self._is_short = short
+        if short != self.is_short:
+            self.is_short = short
+            # Siblings see at once whether connections may be handed on to this worker.
+            self._hub.show()
         return short
 
     def _rest(self) -> None:

@@ -12,8 +12,8 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -27,17 +27,16 @@ from refreshd.rates import Rate
 from refreshd.scoreboard import Row, Scoreboard, row_of
 from refreshd.shard import ShardMap
 from refreshd.store.base import ProxyRow, Reader
-from refreshd.store.layout import lane_is_made, lane_path
-from refreshd.store.sqlite import SqliteLane
-from refreshd.store.sqlite_reader import SqliteReader
+from refreshd.store.opening import open_store
 from refreshd.task import Task
 from refreshd.worker.callers import Caller
+from refreshd.worker.cluster import Cluster
 from refreshd.worker.connection import Connection
 from refreshd.worker.engine import Engine
 from refreshd.worker.greeter import Greeter
 from refreshd.worker.handing import Handing
 from refreshd.worker.handover.moves import Moves
-from refreshd.worker.loading import Loader
+from refreshd.worker.loading import Loader, Opening
 from refreshd.worker.mesh import Mesh, Sibling
 from refreshd.worker.proxies import Proxies
 from refreshd.worker.pusher import Pusher
@@ -78,6 +77,7 @@ class Hub:
         self.scoreboard = scoreboard
         self.loop = loop
         self.generation = generation
+        self.side = side
         self.say = say
         self.row = row_of(shards.slot, side)
         self.rows: dict[int, int] = {}
@@ -101,6 +101,8 @@ class Hub:
         self.siblings = Siblings(self)
         self.greeter = Greeter(self)
         self.handing = Handing(self)
+        self.store = open_store(config)
+        self.cluster = Cluster(self)
         self._readers: dict[int, Reader] = {}
         self.queries = Queries(shards, self._readers, self.engine.savers)
         # A connection keeps its number when it moves to the successor, whose own ones begin later.
@@ -113,8 +115,9 @@ class Hub:
     def open_store(self, *, standby: bool = False) -> None:
         """Opens the lanes and, unless a predecessor will hand them over, loads the tasks.
 
-        Blocks. Raises: StoreError.
+        Blocks. Raises: StoreError, BootError.
         """
+        self.cluster.join(standby=standby)
         for number in self.shards.own_lanes():
             self._open_lane(number, standby=standby)
         self.quotas.boot(standby=standby)
@@ -124,23 +127,20 @@ class Hub:
                 self.engine.load(task)
 
     def _open_lane(self, number: int, *, standby: bool) -> Saver:
-        path = lane_path(Path(self.config.engine.data), number)
-        lane = SqliteLane(
-            path,
-            self.config.store.retention_s,
-            slot=self.shards.slot,
-            sharers=self.shards.sharers(number),
-        )
-        lane_is_made(path)
-        if not standby:
-            lane.index_finished(self.shards.owned)
-        reader = self._readers[number] = SqliteReader(path)
+        shards = self.shards
+        owned = None if standby else shards.owned
+        lane = self.store.lane(number, shards.slot, shards.sharers(number), owned)
+        reader = self._readers[number] = self.store.reader(number, shards.lanes)
         for row in reader.proxies():
             self.proxies.join(Proxy(row.name, row.group, row.layer, listed=False))
         self.engine.serials.after(reader.last_serial())
         saver = Saver(lane, self.engine, self.loop, f"{number}", upkeep=not standby)
         self.engine.savers[number] = saver
         return saver
+
+    def openings(self, lanes: Iterable[int]) -> list[Opening]:
+        """How readers of some lanes are opened, for use in another thread."""
+        return [partial(self.store.reader, lane, self.shards.lanes) for lane in lanes]
 
     def saver(self, lane: int) -> Saver:
         """The saver of a lane, opened if it is not: its shards are coming. Raises: StoreError."""
@@ -151,6 +151,7 @@ class Hub:
         self.engine.clock.turn()
         self.engine.start_all(list(self.engine.tasks.values()))
         self.queries.start()
+        self.cluster.start()
         self._tick()
         self._every_half_second()
         self._every_five_seconds()
@@ -183,7 +184,7 @@ class Hub:
             os.getpid(),
             len(self.connections),
             len(self.engine.tasks),
-            int(not self.stopping),
+            int(not self.stopping and not self.handing.is_short),
         )
         self.scoreboard.write(self.row, row)
 
@@ -428,6 +429,7 @@ class Hub:
         for connection in list(self.connections.values()):
             connection.abort()
         self.quotas.note()
+        await self.cluster.close()
         self.handing.close()
         self.mesh.close()
         self.queries.close()

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from pathlib import Path
 
 from refreshd.errors import StoreDamaged
 from refreshd.fleet import Plan
 from refreshd.shard import created_ms
 from refreshd.store.base import Reader
-from refreshd.store.sqlite_reader import SqliteReader
 from refreshd.task import Task, read_terms, split_body
 from wire.errors import WireError
 from wire.heads import HeadTable
@@ -26,6 +24,11 @@ SLICE_ROWS = 1_000
 
 Row = tuple[int, int, bytes]
 """(serial, plan number, body)"""
+
+Opening = Callable[[], Reader]
+"""Opens a reader of a lane; blocks."""
+
+Slices = Callable[[Reader], Iterator[list[Row]]]
 
 
 class TaskReader:
@@ -64,13 +67,18 @@ class Loader:
         lanes = [self._with_plans(reader, reader.unfinished()) for reader in readers]
         return self._read(heapq.merge(*lanes, key=lambda row: row[0]))
 
-    async def slices(self, paths: Iterable[Path]) -> AsyncIterator[list[Task]]:
-        """The tasks of some lanes, some at a time, while the worker serves. Raises: StoreError."""
+    async def slices(
+        self, openings: Iterable[Opening], read: Slices | None = None
+    ) -> AsyncIterator[list[Task]]:
+        """The tasks of some lanes, some at a time, while the worker serves. Raises: StoreError.
+
+        `read`: which of a reader's unfinished tasks; absent: all.
+        """
         loop = asyncio.get_running_loop()
-        for path in paths:
-            reader = await loop.run_in_executor(None, SqliteReader, path)
+        for opening in openings:
+            reader = await loop.run_in_executor(None, opening)
             try:
-                slices = reader.unfinished_slices(SLICE_ROWS)
+                slices = read(reader) if read is not None else reader.unfinished_slices(SLICE_ROWS)
                 while rows := await loop.run_in_executor(None, next, slices, None):
                     yield list(self._read(await loop.run_in_executor(None, self._planned, reader, rows)))
             finally:

@@ -30,6 +30,7 @@ from refreshd import config as configuration
 from refreshd.errors import RefreshdError
 from refreshd.scoreboard import Scoreboard
 from refreshd.shard import ShardMap
+from refreshd.sockets import address_of
 from refreshd.worker.configuring import configure
 from refreshd.worker.hub import Hub
 
@@ -111,11 +112,13 @@ class Process:
         self._hub = hub
         if start.standby:
             hub.moves.stand_by(self._listener)
+        hub.cluster.address = address_of(self._listener)
         hub.start()
         self._master.setblocking(False)
         loop.add_reader(self._master.fileno(), self._on_message)
         if not start.standby:
             hub.handing.listen(self._listener)
+            hub.cluster.serve()
         loop.add_signal_handler(signal.SIGTERM, lambda: self._stop_soon(hub.config.engine.stop_deadline_s))
         load_ms = int((time.monotonic() - began) * 1000)
         self._tidy()

@@ -120,6 +120,22 @@ class Proxies:
         if self.hub.fleet.remove(name):
             self.hub.engine.fleet_changed()
 
+    def forgotten_elsewhere(self, names: set[str]) -> None:
+        """Other engines have forgotten all unlisted proxies but these: so does this one."""
+        gone = [
+            proxy.name
+            for proxy in self.hub.fleet
+            if not proxy.listed
+            and proxy.name not in names
+            and proxy.name not in self.sessions
+            and not self._ways.get(proxy.name)
+        ]
+        for name in gone:
+            self._joined.pop(name, None)
+            self.hub.fleet.remove(name)
+        if gone:
+            self.hub.engine.fleet_changed()
+
     # ── ways ──────────────────────────────────────────────────────────────────────────────
 
     def connected(self, session: ProxySession) -> None:
@@ -132,6 +148,7 @@ class Proxies:
             self.hub.mesh.tell(format_line("link", {"name": session.name, "up": 0})[:-1])
         self.hub.mesh.tell(format_line("link", {"name": session.name, "up": 1})[:-1])
         log.info("proxy connected", proxy=session.name, replaces=before is not None)
+        session.tell_engines(self.hub.cluster.engines_push)
         if before is not None:
             before.close()
 

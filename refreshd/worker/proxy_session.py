@@ -22,8 +22,19 @@ ERROR_MAX_CHARS = 500
 class ProxySession:
     """A proxy's connection to this worker."""
 
-    def __init__(self, proxies: Proxies, name: str, wire: Wire, close: Any, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        proxies: Proxies,
+        name: str,
+        wire: Wire,
+        close: Any,
+        link: Link | None = None,
+        *,
+        learns: bool = False,
+    ) -> None:
         """`link`: the one that was kept for it, if the connection comes from another process."""
+        self.learns = learns
+        """Whether it wants to be told of other engines."""
         self.name = name
         self.wire = wire
         self.link = link or Link(name, wire)
@@ -43,6 +54,11 @@ class ProxySession:
         """The proxy is alive."""
         self.figures = values
 
+    def tell_engines(self, push: bytes) -> None:
+        """Tells the proxy which engines there are, if there is anything to tell."""
+        if push and self.learns:
+            self.wire.send(push)
+
     def pack(self) -> MovedProxy:
         """All that belongs to it, for the process that the connection moves to."""
         link = self.link
@@ -52,6 +68,7 @@ class ProxySession:
             outstanding=link.outstanding,
             heard_ms=self.heard_ms,
             figures=self.figures,
+            learns=self.learns,
             cancelled=link.cancelled,
             relayed=[(task_id, *of) for task_id, of in link.relayed.items()],
             waiting=[(p.task_id, p.targets, p.line, p.slot) for p in link.relay],
@@ -66,6 +83,7 @@ class ProxySession:
         link.relay.extend(Relayed(*push) for push in moved.waiting)
         self.heard_ms = moved.heard_ms
         self.figures = moved.figures
+        self.learns = moved.learns
 
     def report_done(self, turn: Turn, raw: bytes) -> None:
         """The hot line: `report state=done [ms=M] -- ID…`, plain.

@@ -7,7 +7,7 @@ and crosses the mesh as the raw line; the sibling runs it through the same table
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -56,6 +56,7 @@ class Requests:
             "list_proxies": self._list_proxies,
             "forget_proxy": self._forget_proxy,
             "list_quotas": self._list_quotas,
+            "list_engines": self._list_engines,
             "ready": self._ready,
             "report": self._report,
             "beat": self._beat,
@@ -148,14 +149,22 @@ class Requests:
         task_id: bytes,
         in_memory: Callable[[Task], bytes],
         in_store: Callable[[Stored], bytes],
+        elsewhere: Callable[[Stored], Awaitable[bytes]],
     ) -> None:
-        """Answers from memory where the task is unfinished, else from the store."""
+        """Answers from memory where the task is unfinished, from the store where it is final.
+
+        An unfinished task of another engine is answered `elsewhere`.
+        """
         task = self.hub.engine.tasks.get(task_id)
 
         async def ask() -> bytes:
             stored = await self.hub.queries.find(task_id)
             if stored is None:
                 raise Refused("not_found", f"no task is called {task_id.decode()}")
+            if self.hub.cluster.elsewhere.is_not_here(stored):
+                here = self.hub.engine.tasks.get(task_id)
+                # It may have been taken in while the store was asked.
+                return in_memory(here) if here is not None else await elsewhere(stored)
             return in_store(stored)
 
         if task is None:
@@ -172,11 +181,18 @@ class Requests:
             turn,
             values["task_id"].encode(),
             lambda task: views.ok(views.describe(task)),
-            lambda stored: views.ok(views.describe_stored(stored)),
+            _describe_stored,
+            lambda stored: self.hub.cluster.elsewhere.answer(stored, line, _describe_stored),
         )
 
     def _task_detail(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
-        self._on_task(turn, values["task_id"].encode(), views.detail, views.stored_detail)
+        self._on_task(
+            turn,
+            values["task_id"].encode(),
+            views.detail,
+            views.stored_detail,
+            lambda stored: self.hub.cluster.elsewhere.answer(stored, line, views.stored_detail),
+        )
 
     def _watch_task(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         def in_memory(task: Task) -> bytes:
@@ -189,7 +205,8 @@ class Requests:
             turn,
             values["task_id"].encode(),
             in_memory,
-            lambda stored: views.ok(views.describe_stored(stored)),
+            _describe_stored,
+            lambda stored: self.hub.cluster.elsewhere.watch(caller, stored),
         )
 
     def _cancel_task(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
@@ -198,16 +215,18 @@ class Requests:
         if task is not None and task.state is State.NEW:
             # Its row is on the way to the disk: ask again once it is there.
             place = turn.hold()
-            self.hub.engine.after_saved(task_id, lambda _: self._cancel_now(turn, place, task_id))
+            self.hub.engine.after_saved(task_id, lambda _: self._cancel_now(turn, place, task_id, line))
         else:
-            self._cancel_now(turn, turn.hold(), task_id)
+            self._cancel_now(turn, turn.hold(), task_id, line)
 
-    def _cancel_now(self, turn: Turn, place: int, task_id: bytes) -> None:
+    def _cancel_now(self, turn: Turn, place: int, task_id: bytes, line: Line) -> None:
         def reply(state: State) -> bytes:
             return b"ok task_id=%b state=%b\n" % (task_id, state.text.encode())
 
         async def ask() -> bytes:
             stored = await self.hub.queries.find(task_id)
+            if stored is not None and self.hub.cluster.elsewhere.is_not_here(stored):
+                return await self.hub.cluster.elsewhere.cancel(stored, line)
             if stored is None or stored.result is None:
                 raise Refused("not_found", f"no task is called {task_id.decode()}")
             return reply(stored.result.state)
@@ -223,7 +242,8 @@ class Requests:
 
         async def ask() -> bytes:
             stored = await self.hub.queries.by_serial(task.id, serial)
-            if stored is None or stored.result is None or not same_content(task.line, stored.line):
+            # Without a result it is another engine's, or on its way here.
+            if stored is None or not same_content(task.line, stored.line):
                 raise conflict(task.id)
             fields = views.describe_stored(stored)
             return views.ok({key: fields[key] for key in ("task_id", "state", "total")} | {"dup": 1})
@@ -261,10 +281,8 @@ class Requests:
         while len(out) < limit:
             size = _PAGE if unfinished else limit - len(out)
             page = await self.hub.queries.page(before, size, None if unfinished else wanted, unfinished)
-            for stored in page:
-                row = self._row(await self._read_again(stored), wanted)
-                if row is not None and len(out) < limit:
-                    out.append((stored.serial, row))
+            rows = await self._rows([await self._read_again(stored) for stored in page], wanted)
+            out += rows[: limit - len(out)]
             if len(page) < size:
                 break
             before = page[-1].serial
@@ -274,24 +292,36 @@ class Requests:
         """A task that ended after it was read is neither in memory nor has it a result."""
         if stored.result is not None or stored.id in self.hub.engine.tasks:
             return stored
+        if stored.owner not in (0, self.hub.cluster.number):
+            # Its owner is asked.
+            return stored
         if self.hub.shards.owner(stored.id) != self.hub.shards.slot:
             return stored
         return await self.hub.queries.by_serial(stored.id, stored.serial) or stored
 
-    def _row(self, stored: Stored, wanted: State | None) -> bytes | None:
-        """A row of a listing; None where it is not this worker's or not in the wanted state."""
-        if self.hub.shards.owner(stored.id) != self.hub.shards.slot:
-            return None
-        task = self.hub.engine.tasks.get(stored.id)
-        if task is not None and task.state is not State.NEW:
-            fields = views.describe(task)
-        elif stored.result is not None:
-            fields = views.describe_stored(stored)
-        else:
-            return None
-        if wanted is not None and fields["state"] != wanted.text:
-            return None
-        return views.row(fields)
+    async def _rows(self, page: list[Stored], wanted: State | None) -> list[tuple[int, bytes]]:
+        """The rows of a listing, without what is not this worker's or not in the wanted state."""
+        elsewhere = self.hub.cluster.elsewhere
+        known: dict[int, views.Fields] = {}
+        others: list[Stored] = []
+        for stored in page:
+            if self.hub.shards.owner(stored.id) != self.hub.shards.slot:
+                continue
+            task = self.hub.engine.tasks.get(stored.id)
+            if task is not None and task.state is not State.NEW:
+                known[stored.serial] = views.describe(task)
+            elif stored.result is not None:
+                known[stored.serial] = views.describe_stored(stored)
+            elif elsewhere.is_not_here(stored):
+                others.append(stored)
+        if others:
+            told = await elsewhere.describe(others)
+            known.update((stored.serial, fields) for stored, fields in zip(others, told, strict=True))
+        return [
+            (serial, views.row(known[serial]))
+            for serial in sorted(known, reverse=True)
+            if wanted is None or known[serial]["state"] == wanted.text
+        ]
 
     def _stats(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         async def ask() -> bytes:
@@ -315,6 +345,12 @@ class Requests:
     def _list_quotas(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         turn.parts.append(views.rows(self.hub.quotas.rows()))
 
+    def _list_engines(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        async def ask() -> bytes:
+            return views.rows(await self.hub.siblings.engines())
+
+        self.hub.queries.submit(turn, ask)
+
     # ── proxies ───────────────────────────────────────────────────────────────────────────
 
     def _ready(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
@@ -333,7 +369,12 @@ class Requests:
             turn.parts.append(b"ok now=%d workers=%d\n" % now_and_workers)
 
     def _ping(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
-        turn.parts.append(b"ok now=%d\n" % self.hub.engine.clock.wall_ms)
+        draining = b" draining=1" if self.hub.engine.draining else b""
+        turn.parts.append(b"ok now=%d%b\n" % (self.hub.engine.clock.wall_ms, draining))
+
+
+def _describe_stored(stored: Stored) -> bytes:
+    return views.ok(views.describe_stored(stored))
 
 
 _ROUTED = frozenset({"post_task", "get_task", "task_detail", "cancel_task", "watch_task"})

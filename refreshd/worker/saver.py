@@ -7,9 +7,12 @@ One saver a lane. The loop adds to the open batch; when the thread is free, the
 batch is handed over at the end of the loop's turn, so that all that came in one
 poll shares one sync. Nothing is answered, pushed or forgotten before its commit.
 
-When a commit fails: tasks of the batch are refused (nothing was accepted); their
-results go into the next batch, as they must not get lost. After a failed sync
-the process ends without a word: nobody knows what is on the disk (FAULTS 10).
+When a commit fails: tasks of the batch, and those that gathered behind it, are
+refused (nothing was accepted); results go into the next batch, as they must not
+get lost. Until a commit succeeds the engine refuses new tasks at once, and the
+saver tries by itself, if need be with an empty batch: nobody waits for a store
+that is known to be away. After a failed sync the process ends without a word:
+nobody knows what is on the disk (FAULTS 10).
 """
 
 from __future__ import annotations
@@ -69,6 +72,13 @@ class SaveBatch:
             self.turns.append(turn)
             turn.waiting += 1
 
+    def refuse_too(self, other: SaveBatch) -> None:
+        """Takes over the tasks of a batch, and who waits for them: they share the fate of this one's."""
+        self.tasks += other.tasks
+        # One that waits for both batches is named twice.
+        self.turns += other.turns
+        other.tasks, other.turns, other.last_turn = [], [], None
+
     def to_rows(self) -> Batch:
         """The rows to write. Runs in the saver's thread: nothing else touches these tasks' rows."""
         batch = Batch()
@@ -127,6 +137,7 @@ class Saver:
         """Entries in the commit that runs now."""
         self.commits = 0
         self.last_error: StoreError | None = None
+        """Why the last commit failed: no task may be added then. None if it did not."""
         self._owner = owner
         self._loop = loop
         self._scheduled = False
@@ -146,8 +157,10 @@ class Saver:
 
     def _hand_over(self) -> None:
         self._scheduled = False
-        if self._busy or not len(self.batch):
-            return
+        if not self._busy and len(self.batch):
+            self._start_commit()
+
+    def _start_commit(self) -> None:
         batch, self.batch = self.batch, SaveBatch()
         if not self._upkeep_on:
             batch.low = 0
@@ -254,7 +267,9 @@ class Saver:
         self._busy = False
         self.in_flight = 0
         self.commits += 1
-        self.last_error = None
+        if self.last_error is not None:
+            self.last_error = None
+            log.info("store available again")
         # The next commit starts before the replies of this one are made: the disk need not wait for them.
         self._hand_over()
         self._settle(self._owner.saved, batch, known)
@@ -270,13 +285,18 @@ class Saver:
 
     def _failed(self, batch: SaveBatch, error: StoreError) -> None:
         self.in_flight = 0
+        was_away = self.last_error is not None
         self.last_error = error
         if not isinstance(error, StoreUnavailable):
             self._owner.store_failed(error)
             return
-        log.error("store unavailable", error=str(error), refused=len(batch.tasks), kept=len(batch.closing))
-        # What must not get lost goes first in the next batch, so order is kept.
         following = self.batch
+        # They would fare no better, and later.
+        batch.refuse_too(following)
+        if batch.tasks or not was_away:
+            refused, kept = len(batch.tasks), len(batch.closing)
+            log.error("store unavailable", error=str(error), refused=refused, kept=kept)
+        # What must not get lost goes first in the next batch, so order is kept.
         following.closing = batch.closing + following.closing
         following.proxies = batch.proxies + following.proxies
         following.forgotten = batch.forgotten + following.forgotten
@@ -288,7 +308,8 @@ class Saver:
 
     def _retry(self) -> None:
         self._busy = False
-        self.wake()
+        if not self._closed:
+            self._start_commit()
 
     async def close(self, deadline_s: float, *, handed_over: bool = False) -> bool:
         """Saves what is there, closes the lane, ends the thread. Returns whether all was saved in time.

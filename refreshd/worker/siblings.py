@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 DEADLINE_S = 5.0
+KEEPER = 0
+"""The slot whose worker keeps the engine's lease, and leads where this engine does."""
 
 
 class Siblings:
@@ -41,6 +43,7 @@ class Siblings:
             "mesh_proxies": self._answer_proxies,
             "mesh_join": self._answer_join,
             "mesh_forget": self._answer_forget,
+            "mesh_engines": self._answer_engines,
             "mesh_nonce": self._answer_nonce,
             "mesh_fence": self._answer_fence,
             "mesh_ping": self._answer_ping,
@@ -81,6 +84,14 @@ class Siblings:
         answers = await self.hub.mesh.ask_all(b"mesh_proxies", DEADLINE_S)
         views = [figures.proxies(self.hub), *(msgspec.json.decode(answer) for answer in answers)]
         return [_proxy_row(name, [view[name] for view in views if name in view]) for name in sorted(views[0])]
+
+    async def engines(self) -> list[dict[str, Value]]:
+        """The engines that share the store, a row each, as the worker sees them that keeps the lease."""
+        if self.hub.shards.slot == KEEPER:
+            return await self.hub.cluster.rows()
+        answer = _checked(await self.hub.mesh.ask(KEEPER, b"mesh_engines", DEADLINE_S))
+        rows: list[dict[str, Value]] = msgspec.json.decode(answer)
+        return rows
 
     async def join(self, proxy: Proxy, deadline_s: float) -> None:
         """Every sibling takes a proxy into the fleet. Raises: Refused; TimeoutError where none answers."""
@@ -159,6 +170,9 @@ class Siblings:
     async def _answer_forget(self, line: Line) -> bytes:
         await self.hub.proxies.leave(line.fields["name"])
         return b"ok"
+
+    async def _answer_engines(self, line: Line) -> bytes:
+        return msgspec.json.encode(await self.hub.cluster.rows())
 
     async def _answer_nonce(self, line: Line) -> bytes:
         now_s = self.hub.engine.clock.mono_ms / 1000

@@ -62,6 +62,14 @@ def state_push(task: Task) -> bytes:
     )
 
 
+def stored_push(stored: Stored) -> bytes:
+    """The `!state` push of a row of the store."""
+    fields = describe_stored(stored)
+    return format_line(
+        "!state", {key: fields[key] for key in ("task_id", "state", "done", "failed", "total")}
+    )
+
+
 def detail(task: Task) -> bytes:
     """The whole task_detail reply for a task in memory."""
     marks = read_marks(bytes(task.marks or b""))

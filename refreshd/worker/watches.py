@@ -68,6 +68,14 @@ class Watches:
             for who in self._watchers.pop(task.id):
                 self._unwatch(who, task.id)
 
+    def tell(self, task_id: bytes, push: bytes, *, final: bool) -> None:
+        """Tells those who watch a task of another engine; for the last time, if it is final."""
+        for slot, number in self._watchers.get(task_id, ()):
+            self._deliver(slot, number, push)
+        if final:
+            for who in self._watchers.pop(task_id, ()):
+                self._unwatch(who, task_id)
+
     def forget(self, slot: int, number: int) -> None:
         """A connection is gone."""
         who = (slot, number)

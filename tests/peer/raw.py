@@ -15,7 +15,9 @@ from zlib import crc32
 from tests.peer.waiting import PATIENCE_S
 
 Address = tuple[str, int] | str
-LISTINGS = ("task_detail", "list_tasks", "stats", "list_workers", "list_proxies", "list_quotas")
+LISTINGS = (
+    "task_detail", "list_tasks", "stats", "list_workers", "list_proxies", "list_quotas", "list_engines",
+)  # fmt: skip
 _ESCAPES = {"s": " ", "t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
 
 

@@ -239,6 +239,7 @@ ERRORS = {
     "list_proxies": "denied",
     "list_quotas": "denied",
     "forget_proxy name=a": "denied",
+    "list_engines": "denied",
     "reload": "denied",
     "upgrade": "denied",
     "operation": "denied",

@@ -17,6 +17,7 @@ OTHER_VALUES = {
     "auth": '"required"', "open_fleet": "false", "line_max": "8192", "admin": '"/run/admin.sock"',
     "connections_max": "5", "tasks_max": "6", "tasks_bytes_max": "2097152", "saver_queue_max": "700",
     "stop_deadline_s": "8.5", "heartbeat_timeout_s": "9", "retention_s": "60",
+    "advertise": '"10.0.0.1:7070"', "cluster": '"west"', "lease_s": "20",
 }  # fmt: skip
 A_KEY = '[[key]]\nname = "acme"\nsecret_file = "acme.key"\n'
 
@@ -52,7 +53,7 @@ def test_each_setting_has_the_class_of_its_row(row: Setting) -> None:
 
 
 def test_every_setting_of_the_table_is_compared() -> None:
-    """The URLs take one value only in this version; they are compared below."""
+    """The URLs have the same name in two sections; they are compared below."""
     compared = {row.key for row in SETTINGS if row.section not in ("key", "proxy")}
     assert compared - set(OTHER_VALUES) == {"url"}
 

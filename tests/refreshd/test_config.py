@@ -74,11 +74,12 @@ def test_the_empty_text_gives_all_defaults() -> None:
         tasks_max=5_000_000,
         tasks_bytes_max=4 << 30,
         saver_queue_max=50_000,
+        advertise="",
         stop_deadline_s=10.0,
         heartbeat_timeout_s=10.0,
     )
     assert config.store == c.Store(url="sqlite:", retention_s=604_800.0)
-    assert config.redis == c.Redis(url="")
+    assert config.redis == c.Redis(url="", cluster="refreshd", lease_s=10.0)
     assert (config.keys, config.proxies) == ((), ())
 
 
@@ -361,18 +362,21 @@ CORPUS: list[tuple[str, list[str]]] = [
             "a Unix socket's has at most 107; set a shorter engine.admin"
         ],
     ),
-    # What is not built yet; what may be a password is not quoted
+    # What may be a password is not quoted
     (
-        "[store]\nurl = 'mysql://u:hush@h:3306/refreshd'",
-        ['line 2: store.url: MySQL is not built yet in this version; wanted "sqlite:"'],
+        "[store]\nurl = 'mysql://u:hush@h:3306'",
+        [
+            "line 2: store.url: no database is named; wanted mysql://USER:PASSWORD@HOST:PORT/DATABASE, "
+            "DATABASE being 1 to 64 of A-Za-z0-9_$-"
+        ],
     ),
     (
         "[store]\nurl = ''",
-        ['line 2: store.url: anything else is not built yet in this version; wanted "sqlite:"'],
+        ['line 2: store.url: no such store; wanted "sqlite:" or a URL that begins with mysql://'],
     ),
     (
-        "[redis]\nurl = 'redis://:hush@h'",
-        ['line 2: redis.url: Redis is not built yet in this version; wanted ""'],
+        "[redis]\nurl = 'http://:hush@h'",
+        ['line 2: redis.url: wanted "", or a URL that begins with redis://, rediss://, unix://'],
     ),
 ]  # fmt: skip
 
@@ -384,7 +388,7 @@ def test_each_fault_is_named_with_its_line(text: str, faults: list[str]) -> None
 
 def test_all_faults_are_told_at_once_in_the_order_of_lines() -> None:
     text = "\n\n".join(
-        text for text, _ in CORPUS if text in ("[engin]\nid = 'e'", "[redis]\nurl = 'redis://:hush@h'")
+        text for text, _ in CORPUS if text in ("[engin]\nid = 'e'", "[redis]\nurl = 'http://:hush@h'")
     )
     text = "[[key]]\nname = 'a b'\n[engine]\nid = 3\nworker = 1\nlisten = 'x'\n" + text
     assert [fault.split(":")[0:2] for fault in faults_of(text)] == [

@@ -283,6 +283,16 @@ def test_cancel(ctl: Ctl, bench: Bench) -> None:
     assert ctl("cancel", "x-1").code == 0
 
 
+def test_cluster(ctl: Ctl) -> None:
+    first, second = ctl("cluster", "--json").json["engines"]
+    assert (first["engine"], first["lease"], first["release"]) == ("e1", 8_000, "1.0")
+    assert second == {"engine": "e2", "number": 2, "epoch": 1, "self": 0, "alive": 0}
+    shown = ctl("cluster").out.splitlines()
+    assert shown[1].split()[:6] == ["e1", "1", "3", "yes", "yes", "yes"]
+    assert "8s" in shown[1]
+    assert "Redis is away" in shown[1]
+
+
 def test_stats_workers_proxies_and_ping(ctl: Ctl) -> None:
     assert ctl("stats", "--json").json == {"tasks": 0, "accept_rate_1m": 12.5, "engine": "e1"}
     assert "accept_rate_1m  12.5" in ctl("stats").out
@@ -352,6 +362,7 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         "workers",
         "proxies",
         "quotas",
+        "cluster",
         "status",
         "reload",
         "upgrade",

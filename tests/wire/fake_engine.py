@@ -245,6 +245,18 @@ class FakeEngine:
         free = {"key": "0x10", "rate": 0, "burst": 0, "taken": 5, "refused": 0}
         return listing([acme | in_flight | types, free | in_flight | types])
 
+    def do_list_engines(self, connection: Connection, line: Line) -> bytes:
+        return listing(
+            [
+                {
+                    "engine": "e1", "number": 1, "epoch": 3, "self": 1, "alive": 1, "leads": 1, "draining": 0,
+                    "workers": 2, "unfinished": 7, "lease": 8_000, "lag": 2_000, "address": "127.0.0.1:7070",
+                    "release": "1.0", "leader_epoch": 5, "error": "Redis is away",
+                },
+                {"engine": "e2", "number": 2, "epoch": 1, "self": 0, "alive": 0},
+            ]
+        )  # fmt: skip
+
     def do_forget_proxy(self, connection: Connection, line: Line) -> bytes:
         if line.fields.get("name") != "pop1":
             raise Refused("not_found", f"no proxy {line.fields.get('name')}")

@@ -21,7 +21,7 @@ async def stats(context: Context) -> Exit:
 
 
 # What stays text, whatever it looks like.
-_TEXTS = frozenset({"key", "proxy", "group", "release", "step", "why"})
+_TEXTS = frozenset({"key", "proxy", "group", "release", "step", "why", "engine", "address", "error"})
 
 
 def _values(fields: dict[str, str]) -> dict[str, Any]:
@@ -104,6 +104,22 @@ def _readable(row: dict[str, Any]) -> dict[str, Any]:
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """All keys, in the order in which the engine names them."""
     return list(dict.fromkeys(key for row in rows for key in row))
+
+
+async def cluster(context: Context) -> Exit:
+    """The engines that share the store."""
+    rows = await _rows(context, "list_engines")
+    shown = [_of_engine(row) for row in rows]
+    alone = "no other engine shares this one's store\n"
+    context.show({"engines": rows}, table(_columns(shown), shown) if rows else alone)
+    return Exit.OK
+
+
+def _of_engine(row: dict[str, Any]) -> dict[str, Any]:
+    """Flags as words, times as spans."""
+    flags = {key: "yes" if row[key] else "no" for key in ("self", "alive", "leads", "draining") if key in row}
+    spans = {key: span(row[key]) for key in ("lease", "lag") if isinstance(row.get(key), int)}
+    return row | flags | spans
 
 
 async def ping(context: Context) -> Exit:

@@ -112,6 +112,7 @@ VERBS = (
         {"metavar": "NAME"}),),
     ),
     Verb("quotas", "engine:quotas", "show what each key may do, and what it uses and has used"),
+    Verb("cluster", "engine:cluster", "show the engines that share this one's store, and who leads"),
     Verb(
         "reload", "operations:reload",
         "bring the engine's configuration file into effect, unnoticed by clients and proxies", _OPERATION,

@@ -1,4 +1,6 @@
-"""Real caches, an origin and a Redis, each started privately: own folder, free port, stopped at the end.
+"""Real caches, an origin, a database and a Redis, each started privately.
+
+Each has a folder of its own and a free port, and is stopped at the end.
 
 Plain classes without pytest, for tests, the bench and the demo alike:
 
@@ -17,4 +19,13 @@ from tools.servers.redis import RedisServer
 from tools.servers.varnish import Varnish
 from tools.servers.waiting import wait_until
 
-__all__ = ["Agent", "Origin", "RedisServer", "ServerFailed", "TrafficServer", "Varnish", "wait_until"]
+__all__ = [
+    "Agent",
+    "MariaDb",
+    "Origin",
+    "RedisServer",
+    "ServerFailed",
+    "TrafficServer",
+    "Varnish",
+    "wait_until",
+]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,8 @@ class Server:
         self.folder = Path()
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
+        self.before_exec: Callable[[], object] | None = None
+        """Called in the new process before it becomes the program."""
 
     @property
     def address(self) -> str:
@@ -93,6 +96,7 @@ class Server:
                 cwd=self.folder,
                 # A group of its own: helpers are ended with it, and Ctrl-C reaches us first.
                 start_new_session=True,
+                preexec_fn=self.before_exec,
             )
 
     def _wait_ready(self) -> None:

@@ -44,6 +44,7 @@ class MovedProxy(msgspec.Struct, frozen=True, array_like=True):
     cancelled: list[bytes]
     relayed: list[tuple[bytes, int, int]]
     waiting: list[tuple[bytes, int, bytes, int]]
+    learns: bool = False
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):

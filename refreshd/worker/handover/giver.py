@@ -174,6 +174,7 @@ class Giver:
         self._talk.send(frames.End(moved, counters.accepted, counters.pairs, finished, rates))
         await self._talk.answered(frames.Ended)
         self.phase = Phase.ENDED
+        await hub.cluster.leave()
         ms = round((time.monotonic() - self._started_at) * 1000)
         log.info("all handed over", connections=moved, closed=self._leaver.closed, ms=ms)
         reached("ended")

@@ -86,6 +86,7 @@ class Moves:
         self.taker = None
         self._hub.quotas.alone()
         self.on_taken()
+        self._hub.cluster.serve()
         self._hub.show()
 
     async def resume(self) -> None:
@@ -98,6 +99,8 @@ class Moves:
         await giver.give_up()
         self._hub.handing.forget(SUCCESSOR)
         self._hub.handing.listen()
+        # It may have left its engine's lease to the successor.
+        self._hub.cluster.serve()
         await take_back(self._hub, self._hub.shards.with_owner(SUCCESSOR), SUCCESSOR)
 
     async def inherit(self) -> None:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 from refreshd import control
 from refreshd.shard import HELD
-from refreshd.store.layout import lane_path
 from refreshd.worker.loading import Loader
 
 if TYPE_CHECKING:
@@ -40,7 +37,8 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
     lanes = sorted({hub.shards.lane_by_shard[shard] for shard in shards})
     for lane in lanes:
         await _find_ids(hub, lane, frozenset(shards))
-    async for some in Loader(lambda task_id: hub.shards.owner(task_id) == HELD).slices(_paths(hub, lanes)):
+    loader = Loader(lambda task_id: hub.shards.owner(task_id) == HELD)
+    async for some in loader.slices(hub.openings(lanes)):
         hub.engine.clock.turn()
         for task in some:
             hub.engine.load(task)
@@ -62,7 +60,3 @@ async def _find_ids(hub: Hub, lane: int, shards: frozenset[int]) -> None:
     saver = hub.engine.savers[lane]
     while await saver.call(partial(saver.lane.index_some, shards)):
         pass
-
-
-def _paths(hub: Hub, lanes: Iterable[int]) -> list[Path]:
-    return [lane_path(Path(hub.config.engine.data), lane) for lane in lanes]

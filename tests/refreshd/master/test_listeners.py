@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from refreshd.errors import BootError
-from refreshd.master.listeners import BACKLOG, address_of, listen_tcp, listen_unix
+from refreshd.master.listeners import BACKLOG, listen_tcp, listen_unix
+from refreshd.sockets import address_of
 
 
 def has_ipv6() -> bool:

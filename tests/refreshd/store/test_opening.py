@@ -13,7 +13,8 @@ from refreshd.errors import StoreFailed, StoreUnavailable
 from refreshd.mysql_url import MysqlUrl
 from refreshd.store.base import ALL_SHARDS
 from refreshd.store.mysql import MysqlLane
-from refreshd.store.opening import MysqlStore, SqliteStore, StoreKind, open_store
+from refreshd.store.mysql_store import MysqlStore
+from refreshd.store.opening import SqliteStore, StoreKind, open_store
 from refreshd.store.sqlite import SqliteLane
 from tests.refreshd.store.making import a_batch, content_of, end
 from tools.servers import MariaDb
@@ -48,8 +49,10 @@ def test_a_database(tmp_path: Path, database: MysqlUrl, mariadb: MariaDb) -> Non
     assert (one.lanes(3), one.lanes(0), one.lanes(100)) == (3, 1, 64)
     with pytest.raises(RuntimeError, match="join"):
         one.lane(0, 0, [0])
-    assert one.join() == (1, 1)
-    assert two.join() == (2, 1)
+    members = [shared for shared in (one.join(), two.join()) if shared is not None]
+    assert [(member.number, member.epoch) for member in members] == [(1, 1), (2, 1)]
+    assert members[0].peers_secret == members[1].peers_secret
+    assert len(members[0].peers_secret) == 32
     with closing(one.lane(0, 0, [0], ALL_SHARDS)) as lane, closing(one.reader(0, 1)) as reader:
         assert isinstance(lane, MysqlLane)
         lane.commit(a_batch(b"a"))

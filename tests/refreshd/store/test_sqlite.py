@@ -26,7 +26,7 @@ from hypothesis.stateful import initialize, rule
 
 from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreUnavailable
 from refreshd.shard import SERIAL_MAX, first_serial
-from refreshd.store import ids, sqlite, sqlite_file, sqlite_reader, sqlite_rows
+from refreshd.store import ids, sqlite, sqlite_file, sqlite_index, sqlite_reader, sqlite_rows
 from refreshd.store.base import ALL_SHARDS, Batch, ProxyRow
 from refreshd.store.sqlite import SqliteLane, SqliteReader
 from refreshd.store.sqlite_file import stored_low
@@ -70,7 +70,7 @@ def lane(path: Path) -> Iterator[SqliteLane]:
 class SqliteStore(Model):
     """A lane and its reader against dictionaries; processes are killed, and hand over to others."""
 
-    FAILS = ("BEGIN", "INSERT INTO task", "result", "finished", "COMMIT")
+    FAILS = ("BEGIN", "INSERT INTO task", "result", "recent", "COMMIT")
 
     @initialize()
     def begin(self) -> None:

@@ -26,7 +26,9 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def with_tasks(db: sqlite3.Connection, serials: range) -> list[IdEntry]:
     """Tasks, and their entries in order."""
     ids = [(serial, b"t%d" % serial) for serial in serials]
+    db.execute("BEGIN")
     db.executemany("INSERT INTO task VALUES (?, ?, 1, x'', 0)", ids)
+    db.execute("COMMIT")
     return sorted((crc32(task_id), task_id, serial) for serial, task_id in ids)
 
 
@@ -34,8 +36,16 @@ def levels(db: sqlite3.Connection) -> list[int]:
     return [db.execute(f"SELECT count(*) FROM {level}").fetchone()[0] for level in ("recent", "finished")]
 
 
+def merge(db: sqlite3.Connection, stretches: range) -> int:
+    """In one transaction: each has a sync."""
+    db.execute("BEGIN")
+    merged = sum(index.merge(db, stretch) for stretch in stretches)
+    db.execute("COMMIT")
+    return merged
+
+
 def merge_all(db: sqlite3.Connection) -> int:
-    return sum(index.merge(db, stretch) for stretch in range(index.STRETCHES))
+    return merge(db, range(index.STRETCHES))
 
 
 def assert_known(db: sqlite3.Connection, entries: list[IdEntry]) -> None:
@@ -50,7 +60,7 @@ def test_every_entry_is_found_before_amid_and_after_a_merge(db: sqlite3.Connecti
     index.add(db, entries)
     assert levels(db) == [NUMBER, 0]
     assert_known(db, entries)
-    half = sum(index.merge(db, stretch) for stretch in range(index.STRETCHES // 2))
+    half = merge(db, range(index.STRETCHES // 2))
     assert 0 < half < NUMBER
     assert levels(db) == [NUMBER - half, half]
     assert_known(db, entries)

@@ -7,6 +7,7 @@ happens when `commit` says so, and fails when it is told to.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -197,6 +198,7 @@ class Core:
         self.fleet = Fleet(fleet)
         self.loop = FakeLoop()
         self.mesh = FakeMesh()
+        self.cluster = SimpleNamespace(engines_push=b"")
         self.delivered: list[tuple[int, int, bytes]] = []
         self.watches = Watches(lambda slot, number, data: self.delivered.append((slot, number, data)))
         self.changes: list[tuple[bytes, int]] = []

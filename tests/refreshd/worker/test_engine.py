@@ -110,6 +110,10 @@ def test_a_store_that_cannot_write_refuses_and_forgets(core: Core) -> None:
     assert "nothing was accepted" in parse(client.replies[0][:-1]).fields["msg"] if client.replies else False
     assert "code=unavailable" in repeat.reply
     assert not core.engine.tasks
+    # Nobody waits for a store that is known to be away.
+    assert "code=unavailable" in core.post(post(1)).reply
+    assert not len(core.saver.batch)
+    core.commit()
     again = core.post(post(1))
     core.commit()
     assert "ok task_id=t1 state=pending" in again.reply
@@ -500,6 +504,7 @@ def test_cancel_while_the_task_is_new(core: Core) -> None:
     core.post(post(1))
     core.engine.after_saved(b"t1", fates.append)
     core.commit("no room")
+    core.commit()
     core.post(post(1))
 
     def cancel(fate: int | None) -> None:

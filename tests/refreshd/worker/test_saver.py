@@ -195,7 +195,8 @@ def test_a_store_that_is_unavailable() -> None:
         rig.add(b"b")
         rig.lane.outcomes.put(StoreUnavailable("full"))
         await until(lambda: rig.owner.refused)
-        assert rig.owner.refused == [([b"a"], "full")]
+        # What gathered meanwhile does not wait for another try.
+        assert rig.owner.refused == [([b"a", b"b"], "full")]
         assert str(told) == "[StoreUnavailable('full')]"
         assert str(rig.saver.last_error) == "full"
         # What must not get lost comes again, before what is newer; what was refused does not.
@@ -203,7 +204,7 @@ def test_a_store_that_is_unavailable() -> None:
             await until(partial(rig.lane.has, tries))
             last = rig.lane.batches[-1]
             assert [entry[1] for entry in last.finished] == [b"x", b"y"]
-            assert ids(last) == ([b"b"] if tries == 2 else [])
+            assert ids(last) == []
             assert (last.proxies, last.forgotten) == ([ProxyRow("p", "g", 0)], ["q"])
             rig.lane.outcomes.put(StoreUnavailable("still full") if tries == 2 else {})
         await until(lambda: rig.owner.saved_)
@@ -213,6 +214,26 @@ def test_a_store_that_is_unavailable() -> None:
         rig.lane.outcomes.put({})
         await until(lambda: len(rig.owner.saved_) == 2)
         assert not rig.owner.fatal
+
+    run(test)
+
+
+def test_a_store_that_is_unavailable_is_tried_though_nothing_waits() -> None:
+    """New tasks are refused meanwhile: none of them would find out that it is back."""
+
+    async def test(rig: Rig) -> None:
+        rig.add(b"a")
+        rig.lane.outcomes.put(StoreUnavailable("away"))
+        rig.lane.outcomes.put(StoreUnavailable("away"))
+        await until(partial(rig.lane.has, 3))
+        assert not len(rig.saver.batch)
+        assert ids(rig.lane.batches[-1]) == []
+        assert rig.saver.last_error is not None
+        rig.lane.outcomes.put({})
+        await until(lambda: rig.saver.last_error is None)
+        # And then no more.
+        await asyncio.sleep(10 * module.RETRY_S)
+        assert rig.lane.has(3)
 
     run(test)
 

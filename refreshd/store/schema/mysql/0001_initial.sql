@@ -61,3 +61,9 @@ CREATE TABLE IF NOT EXISTS proxy (
     grp   VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     layer TINYINT UNSIGNED NOT NULL
 ) ENGINE=InnoDB;
+
+-- One row: what engines sign their greetings with when they ask each other about tasks.
+CREATE TABLE IF NOT EXISTS peers (
+    one    TINYINT UNSIGNED NOT NULL PRIMARY KEY,
+    secret VARBINARY(64) NOT NULL
+) ENGINE=InnoDB;
