@@ -10,9 +10,9 @@ SYSTEM_PACKAGES := tools/setup/system-packages.sh
 
 help:
 	@echo 'make demo     start engine, agent, origin and cache, show a refresh and a prefetch, stop'
-	@echo 'make run      the same, and stay up to be played with'
+	@echo 'make run      the same, and stay up to be played with (ENGINES=2: two, one of which is killed)'
 	@echo 'make install  .venv with refreshd, proxyd and refreshctl'
-	@echo 'make test     lint, types and tests (installs Varnish, Traffic Server and Redis where it may)'
+	@echo 'make test     lint, types and tests (installs Varnish, Traffic Server, MariaDB, Redis and HAProxy where it may)'
 	@echo 'make soak     10 minutes of load, reloads, upgrades and kills, checked at the end (SOAK_ARGS=--quick: less)'
 	@echo 'make bench    the figures; make format: ruff format; make lock: pin the libraries anew; make clean'
 
@@ -28,16 +28,17 @@ install: .venv/.installed
 	@touch $@
 
 run demo: install
-	@exec $(BIN)/python -m tools.demo $@
+	@$(if $(ENGINES),$(SYSTEM_PACKAGES) mariadbd:mariadb-server redis-server:redis-server)
+	@exec $(BIN)/python -m tools.demo $@ $(if $(ENGINES),--engines $(ENGINES))
 
 # pytest comes last, so that its closing line is the last one.
 test: .venv/.test-installed
-	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nc:netcat-openbsd systemd-analyze:systemd \
-		redis-server:redis-server
+	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver mariadbd:mariadb-server redis-server:redis-server \
+		haproxy:haproxy nc:netcat-openbsd systemd-analyze:systemd openssl:openssl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(PYTEST_ARGS)
 
 bench: .venv/.installed
 	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server mariadbd:mariadb-server
