@@ -1,0 +1,71 @@
+"""Reloads, upgrades and other numbers of workers, of an engine that leads, under load."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.cluster.site import Ledger, Site
+from tests.driver import wait_until
+
+
+@pytest.mark.parametrize("verb", ["reload", "upgrade"])
+def test_a_roll_of_the_leading_engine_is_noticed_by_nobody(site: Site, ledger: Ledger, verb: str) -> None:
+    """The lead stays with the engine: its new worker goes on with it."""
+    leader = site.leader()
+    epochs = site.epochs()
+    with site.fleet(ledger) as fleet:
+        with site.load(ledger) as load:
+            ledger.wait_for(100)
+            pids = site[leader].pids()
+            site[leader].roll(verb)
+            site[leader].wait_whole()
+            assert not pids & site[leader].pids()
+            ledger.wait_for(100)
+            wait_until(lambda: site.leader() == leader, "it leads on")
+            assert (load.gone, ledger.refused) == (0, {})
+        assert [proxy.gone for proxy in fleet] == [0] * len(fleet)
+        assert site.wait_together() == leader
+        assert site.leaders_by_own_account() == [leader]
+        assert site.epochs() == epochs
+        site.settle(ledger)
+
+
+def test_hup_and_another_number_of_workers(site: Site, ledger: Ledger) -> None:
+    """From two to three and back: the coordinator is worker 0's, which stays."""
+    leader = site.leader()
+    engine = site[leader]
+    epochs = site.epochs()
+    # Connected with the first two workers only: of the third's tasks they get as well.
+    with site.fleet(ledger):
+        with site.load(ledger) as load:
+            for workers in (3, 2):
+                ledger.wait_for(100)
+                engine.workers = workers
+                engine.configure()
+                assert engine.process is not None
+                engine.process.send_signal(signal.SIGHUP)
+                wait_until(
+                    lambda: len(engine.admin("list_workers").rows) == engine.workers, "as many workers"
+                )
+                engine.wait_whole()
+                ledger.wait_for(100)
+            assert (load.gone, ledger.refused) == (0, {})
+        assert site.wait_together() == leader
+        assert site.epochs() == epochs
+        site.settle(ledger)
+
+
+def test_a_worker_of_the_leader_that_is_killed_costs_nothing(site: Site, ledger: Ledger) -> None:
+    """FAULTS 1 with a store that is shared. With so short a lease the lead may move meanwhile."""
+    leader = site.leader()
+    with site.fleet(ledger):
+        with site.load(ledger):
+            for slot in (0, 1):
+                ledger.wait_for(100)
+                pid = site[leader].kill_worker(slot)
+                site[leader].wait_for_worker(slot, pid)
+            ledger.wait_for(100)
+        site.wait_together()
+        site.settle(ledger)
