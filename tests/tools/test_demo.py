@@ -29,6 +29,20 @@ def test_every_step_is_seen_to_work(cache: str, title: str) -> None:
     assert "half price, from the cache" in demo.text
 
 
+@pytest.mark.needs("mariadbd", "redis-server")
+def test_of_two_engines_one_is_killed_and_nothing_is_lost() -> None:
+    with started("run", "--cache", "little", "--engines", "2") as demo:
+        demo.wait_for(UP)
+        children = demo.children()
+        assert len(children) >= 9  # two masters with two workers each, agent, mariadbd, redis-server
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.end() == 0, demo.text
+        assert are_gone(children)
+    assert demo.text.count("✓") == STEPS + 4
+    assert "✗" not in demo.text
+    assert "at the second: pending; cancelled there; at the first: cancelled" in demo.text
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_stays_up_until_asked_to_stop_and_leaves_nothing(number: signal.Signals) -> None:
     with started("run", "--cache", "little") as demo:
@@ -66,8 +80,9 @@ def test_a_part_that_dies_ends_run_with_its_name_and_log() -> None:
     assert "The logs: .run/" in demo.text
 
 
-def test_children_die_with_a_demo_that_is_killed() -> None:
-    with started("run", "--cache", "little") as demo:
+@pytest.mark.parametrize("engines", ["1", pytest.param("2", marks=pytest.mark.needs("mariadbd"))])
+def test_children_die_with_a_demo_that_is_killed(engines: str) -> None:
+    with started("run", "--cache", "little", "--engines", engines) as demo:
         demo.wait_for(UP)
         children = demo.children()
         demo.process.kill()

@@ -21,6 +21,7 @@ from tools.demo.processes import ChildDied
 from tools.demo.show import BOLD, DIM, Show
 from tools.demo.stage import ROOT, SITE, NotReady, Stage, set_up
 from tools.demo.story import NEWS, StepFailed, Story
+from tools.demo.two import TwoEngines
 
 #: No demo takes longer, whatever hangs; it takes about two seconds.
 DEMO_S = 120.0
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     os.chdir(ROOT)
     try:
-        return asyncio.run(play(options.mode, kind, show))
+        return asyncio.run(play(options.mode, kind, options.engines, show))
     except (KeyboardInterrupt, asyncio.CancelledError):
         show.line("stopped before the end")
         return 130
@@ -52,20 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
     found.add_argument("mode", choices=["run", "demo"])
+    found.add_argument(
+        "--engines", type=int, choices=[1, 2], default=1, help="two share a MariaDB and a Redis"
+    )
     found.add_argument("--cache", choices=[kind.name for kind in KINDS], help="default: the first installed")
     return found
 
 
-async def play(mode: str, kind: Kind, show: Show) -> int:
+async def play(mode: str, kind: Kind, engines: int, show: Show) -> int:
     """One whole demo in a folder of its own, which goes if all went well."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with claim(RUN_FOLDER, mode) as folder:
-        show.line(f"refreshd {mode}; the cache is {kind.title}", BOLD)
+        title = f"refreshd {mode}; the cache is {kind.title}"
+        show.line(f"{title}; two engines share a MariaDB and a Redis" if engines == 2 else title, BOLD)
         show.line(f"files and logs: {folder.relative_to(ROOT)}/", DIM)
         show.line()
-        if await tell(mode, kind, folder, show):
+        if await tell(mode, kind, engines, folder, show):
             shutil.rmtree(folder, ignore_errors=True)
             return 0
         show.line()
@@ -73,13 +78,15 @@ async def play(mode: str, kind: Kind, show: Show) -> int:
         return 1
 
 
-async def tell(mode: str, kind: Kind, folder: Path, show: Show) -> bool:
+async def tell(mode: str, kind: Kind, engines: int, folder: Path, show: Show) -> bool:
     """Whether all of it was seen to work. What did not was shown."""
     began = time.perf_counter()
     try:
-        async with asyncio.timeout(DEMO_S) as limit, set_up(folder, kind) as stage:
+        async with asyncio.timeout(DEMO_S) as limit, set_up(folder, kind, engines) as stage:
             show.done("cache, origin, engine and agent are up", time.perf_counter() - began, places(stage))
             await Story(stage, show).play()
+            if engines == 2:
+                await TwoEngines(stage, show).play()
             show.line()
             if mode == "run":
                 limit.reschedule(None)
@@ -96,7 +103,9 @@ async def tell(mode: str, kind: Kind, folder: Path, show: Show) -> bool:
 
 def places(stage: Stage) -> list[str]:
     origin, cache = at(stage.origin_address), at(stage.cache_address)
-    return [f"origin {origin}, cache {cache}, engine 127.0.0.1:{stage.engine_port}"]
+    ports = [stage.engine_port, *([stage.partner.port] if stage.partner else [])]
+    engines = " and ".join(f"127.0.0.1:{port}" for port in ports)
+    return [f"origin {origin}, cache {cache}, engine {engines}"]
 
 
 def at(address: Address) -> str:

@@ -62,6 +62,11 @@ class Child:
         if code is not None:
             raise ChildDied(f"{self.name} ended with {code}; the end of {self.log}:\n{self._log_end()}")
 
+    async def kill(self) -> None:
+        """kill -9 of it and of all it started, at one moment."""
+        self._kill_group()
+        await self._process.wait()
+
     async def wait(self) -> None:
         """Return when the child has ended."""
         await self._process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 AGENT_NAME = "pop1"
@@ -11,17 +12,28 @@ WORKERS = 2
 
 ENGINE = """\
 [engine]
-id = "demo"
+id = "{id}"
 listen = "127.0.0.1:{port}"
 http = ""
 data = "{data}"
 workers = {workers}
 auth = "none"
 
-[[proxy]]
+{more}[[proxy]]
 name = "{agent}"
 group = "{group}"
 layer = 0
+"""
+
+#: What engines that share a database have besides. A short lease, so that a dead one is not waited for long.
+SHARED = """\
+[store]
+url = "{database}"
+
+[redis]
+url = "{redis}"
+lease_s = 3
+
 """
 
 AGENT = """\
@@ -29,7 +41,7 @@ AGENT = """\
 name = "{agent}"
 group = "{group}"
 layer = 0
-engines = ["127.0.0.1:{engine_port}"]
+engines = [{engines}]
 
 [[cache]]
 name = "{cache_name}"
@@ -38,18 +50,24 @@ address = "127.0.0.1:{cache_port}"
 """
 
 
-def write_engine(path: Path, *, port: int, data: Path) -> None:
-    """The engine's file: text RPC on PORT, all it keeps under DATA."""
-    path.write_text(ENGINE.format(port=port, data=data, workers=WORKERS, agent=AGENT_NAME, group=GROUP))
+def write_engine(path: Path, *, port: int, data: Path, name: str = "demo", more: str = "") -> None:
+    """The file of the engine NAME: text RPC on PORT, all it keeps under DATA, unless MORE says otherwise."""
+    path.write_text(
+        ENGINE.format(
+            id=name, port=port, data=data, workers=WORKERS, more=more, agent=AGENT_NAME, group=GROUP
+        )
+    )
 
 
-def write_agent(path: Path, *, engine_port: int, cache_name: str, cache_kind: str, cache_port: int) -> None:
-    """The agent's file: one engine, one cache."""
+def write_agent(
+    path: Path, *, engine_ports: Sequence[int], cache_name: str, cache_kind: str, cache_port: int
+) -> None:
+    """The agent's file: all engines, one cache."""
     path.write_text(
         AGENT.format(
             agent=AGENT_NAME,
             group=GROUP,
-            engine_port=engine_port,
+            engines=", ".join(f'"127.0.0.1:{port}"' for port in engine_ports),
             cache_name=cache_name,
             cache_kind=cache_kind,
             cache_port=cache_port,

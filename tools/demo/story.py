@@ -36,15 +36,16 @@ class Story:
 
     async def play(self) -> None:
         """Raises: StepFailed (already shown) at the first step that does not hold."""
-        await self._step("the first visitor asks; the cache asks the origin", self._first_visit)
-        await self._step("the second visitor is served by the cache", self._second_visit)
-        await self._step("the page changes at the origin; the cache still has the old one", self._change)
-        await self._step("a refresh is posted, and every cache has done it", self._refresh)
-        await self._step("the next visitor gets the new page", self._new_page)
-        await self._step("a page that nobody has asked for yet is prefetched", self._prefetch)
-        await self._step("its first visitor is a hit: the origin is not asked", self._first_is_hit)
+        await self.step("the first visitor asks; the cache asks the origin", self._first_visit)
+        await self.step("the second visitor is served by the cache", self._second_visit)
+        await self.step("the page changes at the origin; the cache still has the old one", self._change)
+        await self.step("a refresh is posted, and every cache has done it", self._refresh)
+        await self.step("the next visitor gets the new page", self._new_page)
+        await self.step("a page that nobody has asked for yet is prefetched", self._prefetch)
+        await self.step("its first visitor is a hit: the origin is not asked", self._first_is_hit)
 
-    async def _step(self, title: str, act: Callable[[], Awaitable[Details]]) -> None:
+    async def step(self, title: str, act: Callable[[], Awaitable[Details]]) -> None:
+        """Shows one step. Raises: StepFailed, after it was shown."""
         began = time.perf_counter()
         try:
             details = await act()
