@@ -42,13 +42,16 @@ class Restart(NamedTuple):
 class Engine:
     """refreshd on a free port with proxies `p0`, `p1`… listed, all in one group."""
 
-    def __init__(self, where: Path, *, proxies: int = 1, workers: int = 2) -> None:
+    def __init__(
+        self, where: Path, *, proxies: int = 1, workers: int = 2, settings: str = "", sections: str = ""
+    ) -> None:
+        """`settings` are lines of [engine], `sections` tables of their own."""
         self.where = where
         self.workers = workers
         self._config = where / "refreshd.toml"
         listed = "".join(f'[[proxy]]\nname = "p{number}"\ngroup = "{GROUP}"\n' for number in range(proxies))
         engine = f'[engine]\nlisten = "127.0.0.1:0"\nhttp = ""\ndata = "{where}/data"\nworkers = {workers}\n'
-        self._config.write_text(engine + listed)
+        self._config.write_text(f"{engine}{settings}\n{sections}\n{listed}")
         self.program = self._start()
         wait_for("every worker is ready", self._workers_ready)
 
