@@ -104,7 +104,8 @@ def test_every_pair_is_pushed_and_complete() -> None:
 
 def test_memory_with_everything_pushed_and_a_restart_with_all_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "PROXIES", 3)
-    measured = memory.measure(500)
+    # With fewer, what a process holds whatever it does counts for more.
+    measured = memory.measure(5_000)
     assert min(measured.away, measured.silent, measured.one_left, measured.restarted) > 0
     assert 0 < measured.restart.ping_s <= measured.restart.ready_s
 
