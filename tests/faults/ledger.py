@@ -112,6 +112,7 @@ class Load:
         """Clients that were answered."""
         self.gone = 0
         """Connections that were lost."""
+        self.why_gone: list[str] = []
         self.faults: list[str] = []
         self._address = address
         self._ledger = ledger
@@ -148,8 +149,9 @@ class Load:
                         number += 1
                         self.served.add(client)
                         self._end.wait(self._pause_s)
-            except (Gone, OSError):
+            except (Gone, OSError) as error:
                 self.gone += 1
+                self.why_gone.append(repr(error))
                 self._end.wait(_RETRY_S)
             except Exception as error:
                 self.faults.append(repr(error))
