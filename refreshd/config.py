@@ -54,6 +54,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     connections_max: int
     tasks_max: int
     tasks_bytes_max: int
+    park_above: int
     saver_queue_max: int
     advertise: str
     stop_deadline_s: float

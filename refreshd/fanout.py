@@ -26,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from refreshd.fleet import Layer
+from refreshd.shard import SERIAL_MAX
 from refreshd.task import Task
 
 # Large enough that a join and a write are shared by many tasks, small enough that
@@ -106,9 +107,13 @@ class Cursor:
         return False
 
     def next_serial(self) -> int:
-        """The serial of the next task to read (0 for a place that is empty by now)."""
-        task = self.segment.tasks[self.offset]
-        return 0 if task is None else task.serial
+        """The serial of the next task to read, larger than any if there is none. Steps over empty places."""
+        while not self.at_end():
+            task = self.segment.tasks[self.offset]
+            if task is not None:
+                return task.serial
+            self.offset += 1
+        return SERIAL_MAX
 
     def has_passed(self, task: Task) -> bool:
         """Whether this cursor has read the task, so that it was pushed on this link."""
@@ -124,13 +129,21 @@ class Cursor:
 class Log:
     """The tasks of one layer and priority that the layer has not finished."""
 
-    __slots__ = ("_encode", "_encoded", "cursors", "head", "layer", "live", "priority", "tail")
+    __slots__ = ("_encode", "_encoded", "cursors", "head", "is_replay", "layer", "live", "priority", "tail")
 
     def __init__(
-        self, layer: Layer, priority: int, encode: Callable[[Task], bytes], encoded: EncodedSegments
+        self,
+        layer: Layer,
+        priority: int,
+        encode: Callable[[Task], bytes],
+        encoded: EncodedSegments,
+        *,
+        is_replay: bool = False,
     ) -> None:
         self.layer = layer
         self.priority = priority
+        self.is_replay = is_replay
+        """Whether its tasks were parked: they are older than those in the other log of this layer."""
         self.head = self.tail = Segment(self, 0)
         self.live = 0
         self.cursors: dict[object, Cursor] = {}

@@ -36,7 +36,7 @@ class Proxy(NamedTuple):
 class Layer:
     """One layer of a plan: its proxies, each with the place of its bit in a task's mask."""
 
-    __slots__ = ("first", "full", "logs", "next", "number", "places", "plan", "proxies", "size")
+    __slots__ = ("first", "full", "logs", "next", "number", "places", "plan", "proxies", "replays", "size")
 
     def __init__(self, plan: Plan, number: int, proxies: tuple[str, ...], first: int) -> None:
         self.plan = plan
@@ -52,6 +52,8 @@ class Layer:
         self.next: Layer | None = None
         self.logs: dict[int, Log] = {}
         """Priority → the log of tasks that this layer works on."""
+        self.replays: dict[int, Log] = {}
+        """Priority → the log of those that were parked and came back for a proxy that is back."""
 
     def bit(self, place: tuple[int, int, int]) -> int:
         """The bit of the proxy at a place, in a number that has one for each of the layer."""

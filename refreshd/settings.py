@@ -228,6 +228,11 @@ SETTINGS = (
         "bytes of request lines of unfinished tasks a worker holds; at as many, a new task gets `busy`",
     ),
     Setting(
+        "engine", "park_above", _whole(0, 100_000_000), 10_000, Reload.IN_PLACE,
+        "unfinished tasks a worker keeps in memory before it parks in the store those that only wait for"
+        " proxies that are away",
+    ),
+    Setting(
         "engine", "saver_queue_max", _whole(100, 10_000_000), 50_000, Reload.IN_PLACE,
         "rows that may wait for the store in a worker; at as many, a new task gets `busy`",
     ),

@@ -28,7 +28,46 @@ ResultRow = tuple[int, int, int, int, int, bytes | None]
 """(serial, state, done, failed, updated_ms, marks): a task's end."""
 
 IdEntry = tuple[int, bytes, int]
-"""(crc, id, serial): by this a finished task is found again."""
+"""(crc, id, serial): by this a task that is not in memory is found again."""
+
+
+class Parked(NamedTuple):
+    """How far an unfinished task has come that is not in memory: it only waits for proxies that are away.
+
+    `layer` is the layer's place in the plan, `mask` has a bit for each proxy that is still to
+    report; `group` is the number of what waits for the same proxies, see `parked.Group`.
+    """
+
+    serial: int
+    group: int
+    layer: int
+    priority: int
+    mask: bytes
+    deadline_ms: int
+    """When it expires, wall clock."""
+    updated_ms: int
+    state: int
+    failed: int
+    marks: bytes | None
+
+
+class ParkedTask(NamedTuple):
+    """A parked task as the store has it."""
+
+    plan: int
+    body: bytes
+    parked: Parked
+
+
+class ParkedCount(NamedTuple):
+    """How many tasks are parked in a group, and what they have in common."""
+
+    group: int
+    tasks: int
+    plan: int
+    layer: int
+    priority: int
+    mask: bytes
 
 
 class ProxyRow(NamedTuple):
@@ -42,7 +81,7 @@ class ProxyRow(NamedTuple):
 class Batch:
     """What one commit keeps."""
 
-    __slots__ = ("finished", "forgotten", "low", "plans", "proxies", "results", "tasks")
+    __slots__ = ("finished", "forgotten", "low", "parked", "plans", "proxies", "results", "tasks")
 
     def __init__(self) -> None:
         self.tasks: list[TaskRow] = []
@@ -50,7 +89,9 @@ class Batch:
         """Plans that the tasks refer to, as text by number; those known already do no harm."""
         self.results: list[ResultRow] = []
         self.finished: list[IdEntry] = []
-        """An entry for each of `results`."""
+        """An entry for each of `results` and `parked`."""
+        self.parked: list[Parked] = []
+        """Tasks that are to leave memory, or did so before; an end takes a task out again."""
         self.proxies: list[ProxyRow] = []
         self.forgotten: list[str] = []
         """Names of proxies to take out."""
@@ -58,7 +99,9 @@ class Batch:
         """All tasks with smaller serials that this worker owns have a result that was committed before."""
 
     def __len__(self) -> int:
-        return len(self.tasks) + len(self.results) + len(self.proxies) + len(self.forgotten)
+        return (
+            len(self.tasks) + len(self.results) + len(self.parked) + len(self.proxies) + len(self.forgotten)
+        )
 
 
 class Stored(NamedTuple):
@@ -71,6 +114,8 @@ class Stored(NamedTuple):
     result: StoredResult | None
     owner: int = 0
     """The number of the engine whose task it is, where several share the store; 0 once it has finished."""
+    parked: Parked | None = None
+    """Set where it is unfinished and was parked. It may be in memory again since."""
 
     @property
     def line(self) -> bytes:
@@ -162,7 +207,7 @@ class Reader(Protocol):
         """The largest serial that the lane knows of, 0 if it is new. Later ones must be larger."""
 
     def unfinished(self) -> Iterator[tuple[int, int, bytes]]:
-        """(serial, plan number, body) of the tasks without a result, by serial."""
+        """(serial, plan number, body) of the tasks without a result that are not parked, by serial."""
 
     def unfinished_slices(self, rows: int = ...) -> Iterator[list[tuple[int, int, bytes]]]:
         """As `unfinished`, of `rows` rows at a time: each slice is read when it is asked for, and shortly.
@@ -174,8 +219,17 @@ class Reader(Protocol):
     def handed_out(self, first: int, last: int, rows: int = ...) -> Iterator[list[tuple[int, int, bytes]]]:
         """As `unfinished_slices`, of serials from `first` to `last`: what was given to this engine."""
 
+    def parked_counts(self) -> list[ParkedCount]:
+        """What is parked, by group. Where workers or engines share the store, what is theirs may be in it."""
+
+    def parked_of(self, group: int, after: int, rows: int) -> list[ParkedTask]:
+        """Some parked tasks of a group with serials larger than `after`, by serial."""
+
+    def parked_due(self, now_ms: int, rows: int) -> list[ParkedTask]:
+        """Some parked tasks whose deadline has come, the earliest first."""
+
     def find(self, task_id: bytes, crc: int) -> Stored | None:
-        """A finished task by id. Where several engines share the store, also an unfinished one of any."""
+        """A finished or parked task by id. Where engines share the store, also an unfinished one of any."""
 
     def serials(self, serials: list[int]) -> list[Stored]:
         """The tasks with these serials, newest first."""

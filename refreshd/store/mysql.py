@@ -19,7 +19,7 @@ with Galera: on another node), and InnoDB checks its pages.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from refreshd.errors import StoreError, StoreFailed, StoreFenced
 from refreshd.mysql_url import MysqlUrl
@@ -27,7 +27,15 @@ from refreshd.shard import first_serial
 from refreshd.store.base import ALL_SHARDS, Batch, IdEntry, TaskRow
 from refreshd.store.mysql_connection import Result, Session
 from refreshd.store.mysql_engines import Membership, give_back
-from refreshd.store.mysql_rows import end_tasks, hexed, insert_tasks, numbers, packets
+from refreshd.store.mysql_rows import (
+    end_tasks,
+    hexed,
+    insert_tasks,
+    numbers,
+    packets,
+    park_tasks,
+    unpark_tasks,
+)
 
 # Finished tasks that are dropped at a time once they are older than the retention.
 DROP_ROWS = 1024
@@ -56,6 +64,8 @@ class MysqlLane:
         self._unsure: list[int] = []
         """Serials of refused tasks that may have been kept all the same."""
         self._drop_from = 0
+        self._may_be_parked = True
+        """Whether any task may be parked, of any engine; looked at in upkeep."""
 
     def set_retention(self, retention_s: float) -> None:
         """See `base.Lane`."""
@@ -84,7 +94,7 @@ class MysqlLane:
         packet_bytes = self._session.packet_bytes()
         inserts = list(insert_tasks(batch.tasks, self._member.number, packet_bytes))
         ends = list(end_tasks(batch.results, self._member.number, packet_bytes))
-        script = [self._member.seen, *self._small(batch), *inserts, *ends]
+        script = [self._member.seen, *self._small(batch), *self._parks(batch, packet_bytes), *inserts, *ends]
         results: list[Result] = []
         for some in packets(script, packet_bytes):
             results += self._session.query(*some)
@@ -113,6 +123,14 @@ class MysqlLane:
         for name in batch.forgotten:
             script.append(b"DELETE FROM proxy WHERE name=%b" % hexed(name.encode()))
         return script
+
+    def _parks(self, batch: Batch, packet_bytes: int) -> Iterator[bytes]:
+        """Tasks that leave memory, and those among them that have ended."""
+        if batch.parked:
+            self._may_be_parked = True
+            yield from park_tasks(batch.parked, packet_bytes)
+        if self._may_be_parked:
+            yield from unpark_tasks([row[0] for row in batch.results])
 
     def _known(self, tasks: Sequence[TaskRow]) -> dict[bytes, int]:
         """Those of the tasks' ids that are there under another serial. Raises: StoreFailed."""
@@ -192,17 +210,22 @@ class MysqlLane:
     def _drop_some(self) -> bool:
         now_ms = self._now_ms()
         before_ms = now_ms - self._retention_ms
-        seen, _, found = self._session.query(
+        seen, parked, _, found = self._session.query(
             self._member.seen,
+            b"SELECT EXISTS (SELECT 1 FROM parked)",
             b"DELETE FROM handout WHERE at_ms < %d LIMIT %d" % (now_ms - HANDOUTS_KEPT_MS, DROP_ROWS),
             b"SELECT serial FROM task FORCE INDEX (PRIMARY) WHERE serial >= %d AND serial < %d"
             b" AND state <> 0 AND updated_ms < %d ORDER BY serial LIMIT %d FOR UPDATE SKIP LOCKED"
             % (self._drop_from, first_serial(before_ms), before_ms, DROP_ROWS),
         )
         self._member.check(seen)
+        self._may_be_parked = bool(parked.rows[0][0])
         serials = [row[0] for row in found.rows]
         if serials:
-            self._session.query(b"DELETE FROM task WHERE serial IN (%b)" % numbers(serials))
+            # An engine of an older version may have ended some that were parked.
+            self._session.query(
+                b"DELETE FROM task WHERE serial IN (%b)" % numbers(serials), *unpark_tasks(serials)
+            )
         # Older tasks that are still wanted are not walked past again and again; at the end all are, once.
         more = bool(serials or self._drop_from)
         self._drop_from = serials[-1] if serials else 0

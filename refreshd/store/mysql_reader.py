@@ -8,7 +8,7 @@ from typing import Any
 from refreshd.errors import StoreDamaged
 from refreshd.mysql_url import MysqlUrl
 from refreshd.shard import SERIAL_MAX
-from refreshd.store.base import ProxyRow, Stored, StoredResult
+from refreshd.store.base import Parked, ParkedCount, ParkedTask, ProxyRow, Stored, StoredResult
 from refreshd.store.checks import check_body
 from refreshd.store.mysql_connection import Session
 from refreshd.store.mysql_rows import hexed, numbers
@@ -17,9 +17,19 @@ from refreshd.task import State
 # Rows that are read at a time of what is unfinished: 10 ms, of which the interpreter is held for most.
 _SLICE_ROWS = 1_000
 _REMEDY = "restore the database"
+# Unfinished tasks that are looked at in one query for those that are not parked: 30 ms.
+_SCAN_ROWS = 10_000
+_PARKED = (
+    b"grp, layer, priority, mask, deadline_ms, parked.updated_ms, parked.state, parked.failed, parked.marks"
+)
 _STORED = (
-    b"SELECT task.serial, task.id, plan.text, body, body_crc, state, done, failed, updated_ms, marks, owner"
-    b" FROM task %b LEFT JOIN plan ON plan.number = task.plan"
+    b"SELECT task.serial, task.id, plan.text, body, body_crc, task.state, task.done, task.failed,"
+    b" task.updated_ms, task.marks, owner, " + _PARKED + b" FROM task %b"
+    b" LEFT JOIN plan ON plan.number = task.plan LEFT JOIN parked ON parked.serial = task.serial"
+)
+_PARKED_TASK = (
+    b"SELECT task.plan, body, body_crc, parked.serial, " + _PARKED + b" FROM parked FORCE INDEX (%b)"
+    b" STRAIGHT_JOIN task ON task.serial = parked.serial WHERE task.state=0 AND owner=%d%b AND "
 )
 
 
@@ -58,20 +68,63 @@ class MysqlReader:
         self, first: int, last: int, rows: int = _SLICE_ROWS
     ) -> Iterator[list[tuple[int, int, bytes]]]:
         """As `unfinished_slices`, but for serials from `first` to `last` only: those of a hand-out."""
-        at = first
+        at, seen_to = first, first - 1
         while True:
+            if at > seen_to:
+                # In pieces: a million that are parked must not be one long query.
+                ((end,),) = self._rows(
+                    b"SELECT max(serial) FROM (SELECT serial FROM task FORCE INDEX (by_state)"
+                    b" WHERE state=0 AND owner=%d AND serial BETWEEN %d AND %d"
+                    b" ORDER BY serial LIMIT %d) AS some" % (self._owner, at, last, _SCAN_ROWS)
+                )
+                if end is None:
+                    return
+                seen_to = end
             found = self._rows(
-                b"SELECT serial, plan, body, body_crc FROM task FORCE INDEX (by_state)"
-                b" WHERE state=0 AND owner=%d AND serial BETWEEN %d AND %d%b ORDER BY serial LIMIT %d"
-                % (self._owner, at, last, self._of_lane, rows)
+                b"SELECT task.serial, plan, body, body_crc FROM task FORCE INDEX (by_state)"
+                b" LEFT JOIN parked ON parked.serial = task.serial"
+                b" WHERE task.state=0 AND owner=%d AND task.serial BETWEEN %d AND %d%b"
+                b" AND parked.serial IS NULL ORDER BY task.serial LIMIT %d"
+                % (self._owner, at, seen_to, self._of_lane, rows)
             )
             for serial, _, body, crc in found:
                 check_body(serial, body, crc, _REMEDY)
             if found:
                 yield [row[:3] for row in found]
-            if len(found) < rows:
-                return
-            at = found[-1][0] + 1
+            at = found[-1][0] + 1 if len(found) == rows else seen_to + 1
+
+    def parked_counts(self) -> list[ParkedCount]:
+        """See `base.Reader`: of all engines and lanes."""
+        return [
+            ParkedCount(*row)
+            for row in self._rows(
+                b"SELECT some.grp, tasks, task.plan, layer, priority, mask FROM"
+                b" (SELECT grp, count(*) AS tasks, min(serial) AS serial FROM parked GROUP BY grp) AS some"
+                b" JOIN parked ON parked.serial = some.serial JOIN task ON task.serial = some.serial"
+                b" ORDER BY some.grp"
+            )
+        ]
+
+    def parked_of(self, group: int, after: int, rows: int) -> list[ParkedTask]:
+        """See `base.Reader`."""
+        return self._parked(
+            b"of_group",
+            b"grp=%d AND parked.serial > %d ORDER BY parked.serial LIMIT %d" % (group, after, rows),
+        )
+
+    def parked_due(self, now_ms: int, rows: int) -> list[ParkedTask]:
+        """See `base.Reader`."""
+        return self._parked(
+            b"by_deadline", b"deadline_ms <= %d ORDER BY deadline_ms LIMIT %d" % (now_ms, rows)
+        )
+
+    def _parked(self, index: bytes, where: bytes) -> list[ParkedTask]:
+        tasks = []
+        query = _PARKED_TASK % (index, self._owner, self._of_lane) + where
+        for plan, body, crc, serial, *rest in self._rows(query):
+            check_body(serial, body, crc, _REMEDY)
+            tasks.append(ParkedTask(plan, body, Parked(serial, *rest)))
+        return tasks
 
     def find(self, task_id: bytes, crc: int) -> Stored | None:
         """See `base.Reader`: also one that is unfinished, and of any engine and lane."""
@@ -82,16 +135,16 @@ class MysqlReader:
         """See `base.Reader`: of any engine and lane."""
         if not serials:
             return []
-        return self._stored(b"", b"serial IN (%b) ORDER BY serial DESC" % numbers(serials))
+        return self._stored(b"", b"task.serial IN (%b) ORDER BY task.serial DESC" % numbers(serials))
 
     def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
         """See `base.Reader`: tasks of all engines."""
-        older = b"serial < %d%b ORDER BY serial DESC LIMIT %d" % (before, self._of_lane, limit)
+        older = b"task.serial < %d%b ORDER BY task.serial DESC LIMIT %d" % (before, self._of_lane, limit)
         if unfinished:
             return self._unfinished_page(older, limit)
         if state is None:
             return self._stored(b"FORCE INDEX (PRIMARY)", older)
-        return self._stored(b"FORCE INDEX (by_state)", b"state=%d AND owner=0 AND %b" % (state, older))
+        return self._stored(b"FORCE INDEX (by_state)", b"task.state=%d AND owner=0 AND %b" % (state, older))
 
     def _unfinished_page(self, older: bytes, limit: int) -> list[Stored]:
         """The newest of each engine first: the index has them by engine, and there may be millions."""
@@ -117,9 +170,10 @@ class MysqlReader:
                 raise StoreDamaged(
                     f"the store is damaged: task {serial} has no plan; stop the engine and {_REMEDY}"
                 )
-            done, failed, updated_ms, marks, owner = rest
+            done, failed, updated_ms, marks, owner, *of_parked = rest
             result = StoredResult(State(state), done, failed, updated_ms, marks or b"") if state else None
-            stored.append(Stored(serial, task_id, plan, body, result, owner))
+            parked = Parked(serial, *of_parked) if not state and of_parked[0] is not None else None
+            stored.append(Stored(serial, task_id, plan, body, result, owner, parked))
         return stored
 
     def _rows(self, query: bytes) -> list[Any]:

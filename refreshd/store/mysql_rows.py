@@ -17,13 +17,17 @@ import msgspec
 
 from refreshd.errors import StoreFailed, StoreUnavailable
 from refreshd.shard import SERIAL_MAX
-from refreshd.store.base import ResultRow, TaskRow
+from refreshd.store.base import Parked, ResultRow, TaskRow
 
 # Ends that go in one statement; fewer where that is longer than a packet.
 ENDS_MAX = 4_096
 _INSERT_TASKS = b"INSERT INTO task (serial, id, plan, body, body_crc, owner) VALUES "
 # Changes nothing of a row whose id (or serial) is there: such a one is not counted as inserted.
 _KEEP_TASKS = b" ON DUPLICATE KEY UPDATE serial=task.serial"
+_PARK_TASKS = (
+    b"REPLACE INTO parked"
+    b" (serial, grp, layer, priority, mask, deadline_ms, updated_ms, state, failed, marks) VALUES "
+)
 # JSON_TABLE cuts and zeroes what does not fit its columns, without a word. So they are wider than those of
 # `task`, which do complain, and what is put in is checked before (`_Ends`).
 _END_TASKS = (
@@ -102,6 +106,26 @@ def _fitting(rows: list[bytes], room: int) -> Iterator[list[bytes]]:
         some.append(row)
         left -= len(row) + 1
     yield some
+
+
+def park_tasks(parked: Sequence[Parked], packet_bytes: int) -> Iterator[bytes]:
+    """Statements that write how far parked tasks have come; each at most `packet_bytes`.
+
+    Raises: StoreUnavailable for a row that does not fit in a packet.
+    """
+    rows = [
+        b"(%d,%d,%d,%d,%b,%d,%d,%d,%d,%b)"
+        % (*row[:4], hexed(row.mask), *row[5:9], b"NULL" if row.marks is None else hexed(row.marks))
+        for row in parked
+    ]
+    for some in _fitting(rows, packet_bytes - len(_PARK_TASKS)):
+        yield _PARK_TASKS + b",".join(some)
+
+
+def unpark_tasks(serials: Sequence[int]) -> Iterator[bytes]:
+    """Statements that take out tasks that have ended, parked or not."""
+    for at in range(0, len(serials), ENDS_MAX):
+        yield b"DELETE FROM parked WHERE serial IN (%b)" % numbers(serials[at : at + ENDS_MAX])
 
 
 def end_tasks(results: Sequence[ResultRow], owner: int, packet_bytes: int) -> Iterator[bytes]:

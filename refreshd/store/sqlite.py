@@ -162,9 +162,18 @@ class SqliteLane:
         insert(self._db, "INSERT OR IGNORE INTO plan VALUES", plans)
         insert(self._db, "INSERT INTO task VALUES", [(*row, crc32(row[3])) for row in tasks])
         insert(self._db, "INSERT OR REPLACE INTO result VALUES", batch.results)
+        insert(self._db, "INSERT OR REPLACE INTO parked VALUES", batch.parked)
+        if batch.results:
+            self._unpark([row[0] for row in batch.results])
         insert(self._db, "INSERT OR REPLACE INTO proxy VALUES", batch.proxies)
         for name in batch.forgotten:
             self._db.execute("DELETE FROM proxy WHERE name=?", (name,))
+
+    def _unpark(self, serials: Sequence[int]) -> None:
+        """Takes tasks out that have ended. Where nothing is parked that costs a look."""
+        (newest,) = self._db.execute("SELECT max(serial) FROM parked").fetchone()
+        if newest is not None:
+            delete(self._db, "parked", [serial for serial in serials if serial <= newest])
 
     def _index(self, entries: Sequence[IdEntry]) -> None:
         """Writes entries into the index of ids."""
@@ -384,7 +393,7 @@ class SqliteLane:
             (self._drop_from, first_serial(before_ms), before_ms, DROP_ROWS),
         ).fetchall()
         serials = [row[0] for row in rows]
-        for table in ("task", "result", "straggler"):
+        for table in ("task", "result", "straggler", "parked"):
             delete(self._db, table, serials)
         # Once round the index after the last task was dropped, then it rests.
         self._sweeps_left = _SWEEPS if serials else max(self._sweeps_left - 1, 0)
@@ -417,7 +426,8 @@ class SqliteLane:
         up_to = limit if following is None else following[0]
         self._db.execute(
             "INSERT OR IGNORE INTO straggler SELECT task.serial FROM task LEFT JOIN result USING (serial)"
-            " WHERE task.serial >= ? AND task.serial < ? AND result.serial IS NULL",
+            " LEFT JOIN parked ON parked.serial = task.serial"
+            " WHERE task.serial >= ? AND task.serial < ? AND result.serial IS NULL AND parked.serial IS NULL",
             (low, up_to),
         )
         self._write_low(up_to)

@@ -9,7 +9,7 @@ from typing import Any
 
 from refreshd.shard import SERIAL_MAX
 from refreshd.store import sqlite_index as index
-from refreshd.store.base import ProxyRow, Stored, StoredResult
+from refreshd.store.base import Parked, ParkedCount, ParkedTask, ProxyRow, Stored, StoredResult
 from refreshd.store.checks import check_body
 from refreshd.store.sqlite_file import READER_CACHE_KIB, connect, stored_low, translated
 from refreshd.task import State
@@ -19,9 +19,20 @@ from refreshd.task import State
 # rows that were taken in slowly, beside commits, left 140 MiB of it, in slices 31; the time is the same.
 _SLICE_ROWS = 1_000
 
+_PARKED = (
+    "grp, layer, priority, mask, deadline_ms, parked.updated_ms, parked.state, parked.failed, parked.marks"
+)
 _STORED = (
-    "SELECT task.serial, task.id, plan.text, body, body_crc, state, done, failed, updated_ms, marks"
-    " FROM task LEFT JOIN result USING (serial) JOIN plan ON plan.number = task.plan"
+    "SELECT task.serial, task.id, plan.text, body, body_crc,"  # noqa: S608 (constants)
+    f" result.state, result.done, result.failed, result.updated_ms, result.marks, {_PARKED}"
+    " FROM task LEFT JOIN result USING (serial) LEFT JOIN parked ON parked.serial = task.serial"
+    " JOIN plan ON plan.number = task.plan"
+)
+# A row may outlive its task, where a worker of an older version ended that.
+_PARKED_TASK = (
+    f"SELECT task.plan, body, body_crc, parked.serial, {_PARKED}"  # noqa: S608 (constants)
+    " FROM parked JOIN task USING (serial) LEFT JOIN result ON result.serial = parked.serial"
+    " WHERE result.serial IS NULL AND "
 )
 
 
@@ -88,14 +99,43 @@ class SqliteReader:
         joined = "task" if table == "task" else f"{table} JOIN task USING (serial)"
         found = self._db.execute(
             f"SELECT task.serial, plan, body, body_crc FROM {joined}"  # noqa: S608 (constants)
-            " LEFT JOIN result ON result.serial = task.serial"
-            f" WHERE {table}.serial >= ? AND {table}.serial <= ? AND result.serial IS NULL"
+            " LEFT JOIN result ON result.serial = task.serial LEFT JOIN parked ON parked.serial = task.serial"
+            f" WHERE {table}.serial >= ? AND {table}.serial <= ?"
+            " AND result.serial IS NULL AND parked.serial IS NULL"
             f" ORDER BY {table}.serial",
             (start, last),
         ).fetchall()
         for serial, _, body, crc in found:
             check_body(serial, body, crc)
         return [row[:3] for row in found], last + 1
+
+    def parked_counts(self) -> list[ParkedCount]:
+        """See `base.Reader`."""
+        return [
+            ParkedCount(*row)
+            for row in self._rows(
+                "SELECT some.grp, tasks, task.plan, layer, priority, mask"
+                " FROM (SELECT grp, count(*) AS tasks, min(serial) AS serial FROM parked GROUP BY grp) some"
+                " JOIN parked USING (serial) JOIN task USING (serial) ORDER BY some.grp"
+            )
+        ]
+
+    def parked_of(self, group: int, after: int, rows: int) -> list[ParkedTask]:
+        """See `base.Reader`."""
+        return self._parked(
+            "grp = ? AND parked.serial > ? ORDER BY parked.serial LIMIT ?", (group, after, rows)
+        )
+
+    def parked_due(self, now_ms: int, rows: int) -> list[ParkedTask]:
+        """See `base.Reader`."""
+        return self._parked("deadline_ms <= ? ORDER BY deadline_ms LIMIT ?", (now_ms, rows))
+
+    def _parked(self, where: str, values: Sequence[int]) -> list[ParkedTask]:
+        tasks = []
+        for plan, body, crc, serial, *rest in self._rows(_PARKED_TASK + where, values):
+            check_body(serial, body, crc)
+            tasks.append(ParkedTask(plan, body, Parked(serial, *rest)))
+        return tasks
 
     def find(self, task_id: bytes, crc: int) -> Stored | None:
         """See `base.Reader`."""
@@ -119,13 +159,14 @@ class SqliteReader:
         values: list[int] = [before]
         if state is not None:
             # Written out where it is not the common one, so that the partial index serves.
-            where += " AND state = ?" if state is State.COMPLETE else " AND state = ? AND state <> 2"
+            where += " AND result.state = ?"
+            where += "" if state is State.COMPLETE else " AND result.state <> 2"
             values.append(int(state))
         order = "result.serial" if state not in (None, State.COMPLETE) else "task.serial"
         return self._stored(f"{_STORED} WHERE {where} ORDER BY {order} DESC LIMIT ?", [*values, limit])
 
     def _unfinished_page(self, before: int, limit: int) -> list[Stored]:
-        """From the newest down to `low`, and below it only the stragglers."""
+        """From the newest down to `low`, and below it only the stragglers and what is parked."""
         low = stored_low(self._db)
         order = "ORDER BY task.serial DESC LIMIT ?"
         stored = self._stored(
@@ -133,22 +174,32 @@ class SqliteReader:
             [before, low, limit],
         )
         if len(stored) < limit:
-            stored += self._stored(
-                f"{_STORED} JOIN straggler ON straggler.serial = task.serial"
-                f" WHERE task.serial < ? AND result.serial IS NULL {order}",
-                [min(before, low), limit - len(stored)],
-            )
+            older: set[Stored] = set()
+            for join, key in (
+                ("JOIN straggler ON straggler.serial = task.serial", "straggler.serial"),
+                ("", "parked.serial"),
+            ):
+                older.update(
+                    self._stored(
+                        f"{_STORED} {join} WHERE {key} < ? AND result.serial IS NULL"
+                        f" ORDER BY {key} DESC LIMIT ?",
+                        [min(before, low), limit - len(stored)],
+                    )
+                )
+            stored += sorted(older, reverse=True)[: limit - len(stored)]
         return stored
 
     def _stored(self, query: str, values: Sequence[int]) -> list[Stored]:
         stored = []
         for serial, task_id, plan, body, crc, state, *rest in self._rows(query, values):
             check_body(serial, body, crc)
-            result = None
+            result = parked = None
             if state is not None:
-                done, failed, updated_ms, marks = rest
+                done, failed, updated_ms, marks = rest[:4]
                 result = StoredResult(State(state), done, failed, updated_ms, marks or b"")
-            stored.append(Stored(serial, task_id, plan, body, result))
+            elif rest[4] is not None:
+                parked = Parked(serial, *rest[4:])
+            stored.append(Stored(serial, task_id, plan, body, result, parked=parked))
         return stored
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Any]:

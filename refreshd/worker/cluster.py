@@ -248,6 +248,9 @@ class Cluster:
             await asyncio.sleep(0)
         if taken:
             hub.engine.adopted()
+        # What was parked at the other engine is not taken into memory, only counted.
+        hub.parking.recount()
+        if taken:
             log.info("tasks handed out to this engine are taken in", tasks=taken, handout=handout.id)
 
     def _is_missing(self, task_id: bytes) -> bool:

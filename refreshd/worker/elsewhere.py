@@ -101,9 +101,13 @@ class Elsewhere:
     def is_not_here(self, stored: Stored) -> bool:
         """Whether a task that is not in memory is to be worked on: by another engine, or here in a moment.
 
+        Not one that this engine has parked.
+
         The latter is one that was handed out to this engine and is not taken in yet.
         """
-        return stored.result is None and stored.owner != 0
+        if stored.result is not None or stored.owner == 0:
+            return False
+        return stored.parked is None or stored.owner != self._cluster.number
 
     async def answer(self, stored: Stored, line: Line, otherwise: Callable[[Stored], bytes]) -> bytes:
         """The owner's reply to a question about a task; `otherwise` where it cannot be had."""

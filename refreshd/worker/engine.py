@@ -24,6 +24,7 @@ from refreshd.fanout import EncodedSegments, Log, Segment
 from refreshd.fleet import Fleet, Layer
 from refreshd.limits import Book
 from refreshd.shard import SerialClock, ShardMap
+from refreshd.store.base import Parked
 from refreshd.task import State, Task, Terms, push_line, read_terms
 from refreshd.timers import Wheel
 from refreshd.worker.oldest import Oldest
@@ -61,6 +62,9 @@ class Listener(Protocol):
 
     def task_changed(self, task: Task) -> None:
         """A task has another state or other counts, for all to see."""
+
+    def tasks_parked(self, parking: list[tuple[Task, Parked]], kept: bool) -> None:
+        """What was to be kept of tasks that may leave memory is on stable storage, or is not."""
 
     def task_withdrawn(self, task: Task) -> None:
         """A task that may have been pushed is closing without its proxies having ended it."""
@@ -124,6 +128,8 @@ class Engine:
         """Whether shards move: some of this worker's belong to another process just now."""
         self.on_saved: Callable[[list[Task]], None] | None = None
         """Told, while shards move, which tasks have come to stable storage."""
+        self.ends: list[set[int]] = []
+        """Whoever reads unfinished tasks out of the store just now is told here which ones end meanwhile."""
         self.fatal: Callable[[str], None] = _exit_at_once
         self.wheel: Wheel[Task | Segment] = Wheel(self.clock.mono_ms)
         self.serials = SerialClock(shards.slot, side=side)
@@ -310,6 +316,8 @@ class Engine:
         self.start_all(batch.tasks)
         for task in batch.closing:
             self._ended(task)
+        if batch.parking:
+            self._listener.tasks_parked(batch.parking, True)
         for waiter in batch.waiters:
             waiter(None)
         if self._wait_for:
@@ -351,6 +359,8 @@ class Engine:
             turn.release()
         for task in batch.tasks:
             self._settle_waiters(task.id)
+        if batch.parking:
+            self._listener.tasks_parked(batch.parking, False)
         for waiter in batch.waiters:
             waiter(error)
 
@@ -384,15 +394,18 @@ class Engine:
 
     def append(self, task: Task) -> None:
         """Gives a task to the layer it works on."""
-        log_ = task.layer.logs.get(task.terms.priority) or self._make_log(task)
+        self._append(task, task.layer.logs.get(task.terms.priority) or self._make_log(task))
+
+    def _append(self, task: Task, log_: Log) -> None:
         segment = log_.append(task)
         if segment is not None:
             self.wheel.add(segment, segment.deadline_ms)
         self._listener.log_grew(log_)
 
-    def _make_log(self, task: Task) -> Log:
+    def _make_log(self, task: Task, *, is_replay: bool = False) -> Log:
         layer, priority = task.layer, task.terms.priority
-        log_ = layer.logs[priority] = Log(layer, priority, push_line, self._encoded)
+        log_ = Log(layer, priority, push_line, self._encoded, is_replay=is_replay)
+        _logs_of(log_)[priority] = log_
         self.logs.add(log_)
         self._listener.log_made(log_)
         return log_
@@ -440,6 +453,20 @@ class Engine:
             self.leave_log(task)
         self._forget(task)
 
+    def park(self, task: Task) -> None:
+        """A task leaves memory: the store keeps all it takes to go on."""
+        self.leave_log(task)
+        self._forget(task)
+
+    def unpark(self, task: Task) -> None:
+        """A task that was parked is worked on again, before those that came after it."""
+        self.load(task)
+        if task.deadline_ms <= self.clock.mono_ms:
+            self._close(task, State.EXPIRED)
+        else:
+            log_ = task.layer.replays.get(task.terms.priority) or self._make_log(task, is_replay=True)
+            self._append(task, log_)
+
     # ── finish ────────────────────────────────────────────────────────────────────────────
 
     def leave_log(self, task: Task) -> None:
@@ -479,6 +506,8 @@ class Engine:
         task.move(state)
         self.counters.finished[state] += 1
         self._forget(task)
+        for ends in self.ends:
+            ends.add(task.serial)
         self._listener.task_changed(task)
         for answer in self._wait_for_end.pop(task.id, ()):
             answer(task)
@@ -570,8 +599,13 @@ class Engine:
         for log_ in [log_ for log_ in self.logs if not log_.live]:
             # Only where the log is as good as new: a scope that nobody uses any more leaves nothing behind.
             self.logs.discard(log_)
-            log_.layer.logs.pop(log_.priority, None)
+            _logs_of(log_).pop(log_.priority, None)
             self._listener.log_gone(log_)
+
+
+def _logs_of(log_: Log) -> dict[int, Log]:
+    """Where a layer keeps a log."""
+    return log_.layer.replays if log_.is_replay else log_.layer.logs
 
 
 def _exit_at_once(why: str) -> None:

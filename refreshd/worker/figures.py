@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Figures = dict[str, float]
 
+_ADDED = ("links", "credit", "outstanding", "waiting", "parked")
 # Names whose figures of several workers are not added up.
 _NOT_ADDED = frozenset({"timestamp", "draining"})
 
@@ -42,6 +43,7 @@ def collect(hub: Hub) -> Figures:
         "draining": int(engine.draining),
         "tasks_in_cache": len(engine.tasks),
         "tasks_bytes": engine.held_bytes,
+        "tasks_parked": len(hub.parking),
         "timer_tasks": len(engine.wheel),
         "watched_tasks": len(hub.watches),
         "connections": len(hub.connections),
@@ -98,6 +100,7 @@ def proxies(hub: Hub) -> dict[str, dict[str, Any]]:
             "credit": session.link.credit if session is not None else 0,
             "outstanding": session.link.outstanding if session is not None else 0,
             "waiting": waiting[link] if link is not None else _owed(hub, proxy.name),
+            "parked": hub.parking.owed_by(proxy.name),
             "seen": hub.proxies.seen_ms_ago(proxy.name),
         }
     return views
@@ -108,9 +111,7 @@ def add_views(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) 
     added = {**other, **one}
     for name in one.keys() & other.keys():
         seen = [view["seen"] for view in (one[name], other[name]) if view["seen"] is not None]
-        numbers = {
-            key: one[name][key] + other[name][key] for key in ("links", "credit", "outstanding", "waiting")
-        }
+        numbers = {key: one[name].get(key, 0) + other[name].get(key, 0) for key in _ADDED}
         added[name] = {**one[name], **numbers, "seen": min(seen, default=None)}
     return added
 

@@ -26,7 +26,7 @@ from refreshd.fleet import Fleet, Proxy
 from refreshd.rates import Rate
 from refreshd.scoreboard import Row, Scoreboard, row_of
 from refreshd.shard import ShardMap
-from refreshd.store.base import ProxyRow, Reader
+from refreshd.store.base import Parked, ProxyRow, Reader
 from refreshd.store.opening import open_store
 from refreshd.task import Task
 from refreshd.worker.callers import Caller
@@ -38,6 +38,7 @@ from refreshd.worker.handing import Handing
 from refreshd.worker.handover.moves import Moves
 from refreshd.worker.loading import Loader, Opening
 from refreshd.worker.mesh import Mesh, Sibling
+from refreshd.worker.parking import Parking
 from refreshd.worker.proxies import Proxies
 from refreshd.worker.pusher import Pusher
 from refreshd.worker.queries import Queries
@@ -101,6 +102,9 @@ class Hub:
         self.siblings = Siblings(self)
         self.greeter = Greeter(self)
         self.handing = Handing(self)
+        self.parking = Parking(self)
+        self.pusher.on_return = self.parking.returned
+        self.pusher.on_loss = self.parking.lost
         self.store = open_store(config)
         self.cluster = Cluster(self)
         self._readers: dict[int, Reader] = {}
@@ -125,6 +129,7 @@ class Hub:
             # In order of acceptance over all lanes: the oldest unfinished task is then the first in memory.
             for task in Loader(self.shards.owns).all(self._readers.values()):
                 self.engine.load(task)
+            self.parking.count(self._readers.values())
 
     def _open_lane(self, number: int, *, standby: bool) -> Saver:
         shards = self.shards
@@ -158,6 +163,7 @@ class Hub:
 
     def _tick(self) -> None:
         self.engine.tick()
+        self.parking.tick()
         self.loop.call_later(0.1, self._tick)
 
     def _every_half_second(self) -> None:
@@ -256,6 +262,10 @@ class Hub:
     def task_changed(self, task: Task) -> None:
         """See `engine.Listener`."""
         self.watches.changed(task)
+
+    def tasks_parked(self, parking: list[tuple[Task, Parked]], kept: bool) -> None:
+        """See `engine.Listener`."""
+        self.parking.parked(parking, kept)
 
     def task_withdrawn(self, task: Task) -> None:
         """See `engine.Listener`."""
@@ -433,6 +443,7 @@ class Hub:
         self.handing.close()
         self.mesh.close()
         self.queries.close()
+        self.parking.close()
         return saved
 
 

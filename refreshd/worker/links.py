@@ -8,11 +8,15 @@ a credit, and a cursor in each log that the proxy takes part in.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from refreshd.fanout import Cursor, Log, Segment
 
+if TYPE_CHECKING:
+    from refreshd.worker.replay import Replay
+
 PRIORITIES = 10
+_DOWNWARDS = range(PRIORITIES - 1, -1, -1)
 # Targets that may be under way to one proxy through a sibling. A proxy that wants
 # more throughput opens its connections, as PROTOCOL.md asks it to.
 RELAY_CREDIT = 1024
@@ -70,6 +74,10 @@ class Link:
         """Pushes of siblings that wait for credit; each sibling sends RELAY_CREDIT targets at most."""
         self.relayed: dict[bytes, tuple[int, int]] = {}
         """Pushes of siblings that are outstanding: id → (targets, slot)."""
+        self.replay: Replay | None = None
+        """Brings parked tasks back for the proxy, while there are any: they go before later ones."""
+        self.tell_caught_up = False
+        """Whether the proxy is still to be told that it has been given all there was for it when it came."""
         self.held = False
         """Nothing is pushed here just now: the connection is on its way to another process."""
         self.awaited = False
@@ -110,6 +118,7 @@ class Link:
 
     def detach(self) -> None:
         """Stops reading: the link is gone."""
+        self.replay = None
         for log in self.cursors:
             log.detach(self)
         self.cursors.clear()
@@ -128,16 +137,30 @@ class Link:
         return cursor.offset if segment is cursor.segment else len(segment.tasks)
 
     def next_cursor(self) -> Cursor | None:
-        """The cursor to read from next: highest priority, then the oldest task."""
-        for waiting in reversed(self.waiting):
-            for log, cursor in list(waiting.items()):
-                if cursor.at_end():
-                    del waiting[log]
+        """The cursor to read from next: highest priority, then the oldest task.
+
+        While parked tasks of a priority are still to come, these go first, and all of
+        a lower priority waits.
+        """
+        for priority in _DOWNWARDS:
+            waiting = self.waiting[priority]
+            if waiting:
+                for log, cursor in list(waiting.items()):
+                    if cursor.at_end():
+                        del waiting[log]
+            if self.replay is not None and priority <= self.replay.priority:
+                replayed = [cursor for log, cursor in waiting.items() if log.is_replay]
+                return min(replayed, key=Cursor.next_serial, default=None)
             if len(waiting) == 1:
                 return next(iter(waiting.values()))
             if waiting:
                 return min(waiting.values(), key=Cursor.next_serial)
         return None
+
+    @property
+    def has_caught_up(self) -> bool:
+        """Whether it was given all there is for it."""
+        return self.replay is None and not self.relay and self.next_cursor() is None
 
     def freed(self, targets: int) -> None:
         """Targets were reported or withdrawn."""

@@ -30,6 +30,10 @@ class Pusher:
         self.engine: Engine
         self.on_link: Callable[[Link, bool], None] | None = None
         """Told, while shards move, of links that come into use (True) and go."""
+        self.on_return: Callable[[Link], None] = lambda _: None
+        """Told of a link that comes into use, before anything is pushed on it."""
+        self.on_loss: Callable[[Link], None] = lambda _: None
+        """Told of a link that goes out of use."""
         self._loop = loop
         self._grown: dict[Log, None] = {}
         self._links_due: dict[Link, None] = {}
@@ -46,6 +50,7 @@ class Pusher:
         self.links[link.name] = link
         for log in self.engine.logs:
             link.attach(log, moved=moved)
+        self.on_return(link)
         self.due(link)
         if self.on_link is not None:
             self.on_link(link, True)
@@ -57,6 +62,7 @@ class Pusher:
         del self.links[link.name]
         link.detach()
         self._links_due.pop(link, None)
+        self.on_loss(link)
         if self.on_link is not None:
             self.on_link(link, False)
 
@@ -138,6 +144,12 @@ class Pusher:
             link.wire.send(b"".join(out) if len(out) > 1 else out[0])
             if size >= _WRITE_MAX_BYTES and not link.wire.full:
                 self.due(link)
+        if link.replay is not None:
+            link.replay.feed()
+        elif link.tell_caught_up and not self.engine.moving and link.has_caught_up:
+            # Behind the last of what there was.
+            link.tell_caught_up = False
+            link.wire.send(b"!caught_up\n")
 
     def _next_own(self, link: Link) -> bytes:
         """The next push lines from this worker's logs, b"" if there is nothing or no room."""

@@ -6,6 +6,7 @@ and crosses the mesh as the raw line; the sibling runs it through the same table
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -150,10 +151,13 @@ class Requests:
         in_memory: Callable[[Task], bytes],
         in_store: Callable[[Stored], bytes],
         elsewhere: Callable[[Stored], Awaitable[bytes]],
+        *,
+        unpark: bool = False,
     ) -> None:
-        """Answers from memory where the task is unfinished, from the store where it is final.
+        """Answers from memory where the task is unfinished, from the store where it is final or parked.
 
-        An unfinished task of another engine is answered `elsewhere`.
+        An unfinished task of another engine is answered `elsewhere`. `unpark`: one that
+        is parked is to be in memory from now on.
         """
         task = self.hub.engine.tasks.get(task_id)
 
@@ -165,6 +169,12 @@ class Requests:
                 here = self.hub.engine.tasks.get(task_id)
                 # It may have been taken in while the store was asked.
                 return in_memory(here) if here is not None else await elsewhere(stored)
+            if unpark and stored.parked is not None:
+                here = await self.hub.parking.fetch(task_id)
+                if here is not None:
+                    return in_memory(here)
+                # It has ended meanwhile.
+                stored = await self.hub.queries.find(task_id) or stored
             return in_store(stored)
 
         if task is None:
@@ -207,6 +217,7 @@ class Requests:
             in_memory,
             _describe_stored,
             lambda stored: self.hub.cluster.elsewhere.watch(caller, stored),
+            unpark=True,
         )
 
     def _cancel_task(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
@@ -227,6 +238,11 @@ class Requests:
             stored = await self.hub.queries.find(task_id)
             if stored is not None and self.hub.cluster.elsewhere.is_not_here(stored):
                 return await self.hub.cluster.elsewhere.cancel(stored, line)
+            if stored is not None and stored.parked is not None:
+                here = await self.hub.parking.fetch(task_id)
+                if here is not None:
+                    return reply(await self._cancelled(here))
+                stored = await self.hub.queries.find(task_id)
             if stored is None or stored.result is None:
                 raise Refused("not_found", f"no task is called {task_id.decode()}")
             return reply(stored.result.state)
@@ -236,6 +252,13 @@ class Requests:
             self.hub.queries.submit_at(turn, place, ask)
         else:
             self.hub.engine.cancel(task, lambda ended: turn.fill(place, reply(ended.state)))
+
+    async def _cancelled(self, task: Task) -> State:
+        """Cancels a task; returns the state in which it ended."""
+        ended: asyncio.Future[State] = self.hub.loop.create_future()
+        self.hub.engine.cancel(task, lambda task: ended.set_result(task.state))
+        # Shielded: the engine sets the result whether or not anyone still waits for it.
+        return await asyncio.shield(ended)
 
     def compare_with_finished(self, task: Task, serial: int, turn: Turn, place: int) -> None:
         """A new task has the id of a finished one: a repeat, or a conflict."""
@@ -290,7 +313,7 @@ class Requests:
 
     async def _read_again(self, stored: Stored) -> Stored:
         """A task that ended after it was read is neither in memory nor has it a result."""
-        if stored.result is not None or stored.id in self.hub.engine.tasks:
+        if stored.result is not None or stored.parked is not None or stored.id in self.hub.engine.tasks:
             return stored
         if stored.owner not in (0, self.hub.cluster.number):
             # Its owner is asked.
@@ -310,7 +333,9 @@ class Requests:
             task = self.hub.engine.tasks.get(stored.id)
             if task is not None and task.state is not State.NEW:
                 known[stored.serial] = views.describe(task)
-            elif stored.result is not None:
+            elif stored.result is not None or (
+                stored.parked is not None and not elsewhere.is_not_here(stored)
+            ):
                 known[stored.serial] = views.describe_stored(stored)
             elif elsewhere.is_not_here(stored):
                 others.append(stored)

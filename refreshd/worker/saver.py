@@ -29,7 +29,7 @@ from zlib import crc32
 import structlog
 
 from refreshd.errors import StoreError, StoreUnavailable
-from refreshd.store.base import Batch, Lane, ProxyRow
+from refreshd.store.base import Batch, Lane, Parked, ProxyRow
 from refreshd.task import State, Task, body_of
 from refreshd.worker.turns import Turn
 
@@ -47,13 +47,25 @@ UPKEEP_MORE_S = 0.02
 class SaveBatch:
     """What the next commit keeps, and who waits for it."""
 
-    __slots__ = ("closing", "forgotten", "last_turn", "low", "proxies", "tasks", "turns", "waiters")
+    __slots__ = (
+        "closing",
+        "forgotten",
+        "last_turn",
+        "low",
+        "parking",
+        "proxies",
+        "tasks",
+        "turns",
+        "waiters",
+    )
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
         self.turns: list[Turn] = []
         self.last_turn: Turn | None = None
         self.closing: list[Task] = []
+        self.parking: list[tuple[Task, Parked]] = []
+        """Tasks that may leave memory once this is kept, with what is kept of each."""
         self.proxies: list[ProxyRow] = []
         self.forgotten: list[str] = []
         self.low = 0
@@ -61,7 +73,12 @@ class SaveBatch:
 
     def __len__(self) -> int:
         return (
-            len(self.tasks) + len(self.closing) + len(self.proxies) + len(self.forgotten) + len(self.waiters)
+            len(self.tasks)
+            + len(self.closing)
+            + len(self.parking)
+            + len(self.proxies)
+            + len(self.forgotten)
+            + len(self.waiters)
         )
 
     def add_task(self, task: Task, turn: Turn) -> None:
@@ -98,6 +115,9 @@ class SaveBatch:
             state = State.CANCELLED if task.closing is None else task.closing
             marks = bytes(task.marks) if task.marks else None
             batch.results.append((task.serial, int(state), done, failed, task.updated_ms, marks))
+            batch.finished.append((crc32(task.id), task.id, task.serial))
+        for task, parked in self.parking:
+            batch.parked.append(parked)
             batch.finished.append((crc32(task.id), task.id, task.serial))
         batch.proxies = self.proxies
         batch.forgotten = self.forgotten

@@ -247,5 +247,7 @@ def _proxy_row(name: str, views: list[dict[str, Any]]) -> dict[str, Value]:
         "credit": sum(view["credit"] for view in views),
         "outstanding": sum(view["outstanding"] for view in views),
         "waiting": sum(view["waiting"] for view in views),
+        # A sibling of an older version does not know it.
+        "parked": sum(view.get("parked", 0) for view in views),
         "seen": min(seen) if seen else None,
     }

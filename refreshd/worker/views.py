@@ -7,6 +7,7 @@ from refreshd.fleet import Plan, plan_size
 from refreshd.shard import created_ms
 from refreshd.store.base import Stored
 from refreshd.task import Failure, State, Task, read_marks, read_terms
+from refreshd.worker.parked import task_of
 from wire.lines import Value, format_line, parse
 
 Fields = dict[str, Value]
@@ -34,7 +35,10 @@ def describe_ended(task: Task) -> Fields:
 
 
 def describe_stored(stored: Stored, state: State | None = None) -> Fields:
-    """The fields of get_task for a row of the store; `state` where it has no result yet."""
+    """The fields of get_task for a row of the store; `state` where it has no result and is not parked."""
+    parked = task_of(stored)
+    if parked is not None:
+        return describe(parked)
     line = parse(stored.line)
     result = stored.result
     shown = state if result is None or state is not None else result.state
@@ -95,7 +99,10 @@ def _cursors(task: Task) -> dict[str, Cursor]:
 
 
 def stored_detail(stored: Stored) -> bytes:
-    """The whole task_detail reply for a finished task."""
+    """The whole task_detail reply for a finished or parked task."""
+    parked = task_of(stored)
+    if parked is not None:
+        return detail(parked)
     result = stored.result
     marks = read_marks(result.marks) if result else {}
     state = result.state if result else State.PENDING

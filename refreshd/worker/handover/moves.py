@@ -59,6 +59,7 @@ class Moves:
         self._hub.engine.on_saved = None
         for saver in self._hub.engine.savers.values():
             saver.upkeep = True
+        self._hub.parking.recount()
 
     # ── from a worker to its successor ────────────────────────────────────────────────────
 

@@ -6,7 +6,7 @@ are made to fail, and what else may happen to it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 from zlib import crc32
 
@@ -17,7 +17,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from refreshd.errors import StoreUnavailable
 from refreshd.fleet import Plan
 from refreshd.shard import SERIAL_MAX, created_ms, first_serial
-from refreshd.store.base import Batch, Lane, ProxyRow, Reader, Stored, StoredResult
+from refreshd.store.base import (
+    Batch,
+    Lane,
+    Parked,
+    ParkedCount,
+    ParkedTask,
+    ProxyRow,
+    Reader,
+    Stored,
+    StoredResult,
+)
 from refreshd.task import FINAL, State
 from tests.refreshd.store.making import PLANS, RETENTION_S, START_MS, end, row
 
@@ -39,6 +49,8 @@ class Model(RuleBasedStateMachine):
         self.sequence = 0
         self.tasks: dict[int, tuple[bytes, Plan]] = {}
         self.results: dict[int, tuple[int, int, int, int, int, bytes | None]] = {}
+        self.parked: dict[int, Parked] = {}
+        """Those that are unfinished, as they were parked last."""
         self.proxies: dict[str, ProxyRow] = {}
         self.seen: set[bytes] = set()
 
@@ -60,7 +72,7 @@ class Model(RuleBasedStateMachine):
 
     def serial_of(self, task_id: bytes) -> int | None:
         """Of a task that the store knows by its id."""
-        known = self.tasks if self.OWNER else self.results
+        known = self.tasks if self.OWNER else [*self.results, *self.parked]
         return next((serial for serial in known if self.tasks[serial][0] == task_id), None)
 
     def next_serial(self) -> int:
@@ -79,8 +91,10 @@ class Model(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, numbers: list[int], plan: Plan, low: bool, fails: int) -> None:
         batch = Batch()
         if low:
-            batch.low = min(self.unfinished) if self.unfinished else self.next_serial()
-        held = {self.tasks[serial][0] for serial in self.unfinished}
+            held_serials = [serial for serial in self.unfinished if serial not in self.parked]
+            batch.low = min(held_serials, default=0) or self.next_serial()
+        # An engine knows what it has in memory; of what is parked it asks the store.
+        held = {self.tasks[serial][0] for serial in self.unfinished if serial not in self.parked}
         for number in numbers:
             task_id = b"task-%d" % number
             if self.OWNER or task_id not in held:
@@ -108,6 +122,28 @@ class Model(RuleBasedStateMachine):
                 self.seen.add(task_id)
         for result in batch.results:
             self.results[result[0]] = result
+            self.parked.pop(result[0], None)
+
+    @precondition(lambda self: self.unfinished)
+    @rule(data=st.data(), group=st.integers(1, 3), ms=st.integers(0, 300_000), fails=st.booleans())
+    def park(self, data: st.DataObject, group: int, ms: int, fails: bool) -> None:
+        """Tasks leave memory, or do so again and have come further since."""
+        batch = Batch()
+        for serial in data.draw(st.sets(st.sampled_from(self.unfinished), max_size=6)):
+            marks = data.draw(st.sampled_from([None, b"0:1 "]))
+            mask = data.draw(st.binary(min_size=1, max_size=3))
+            batch.parked.append(
+                Parked(serial, group, 0, group, mask, self.now_ms + ms, self.now_ms, 1, ms, marks)
+            )
+            task_id = self.tasks[serial][0]
+            batch.finished.append((crc32(task_id), task_id, serial))
+        with self.failing("INTO parked") if fails else nullcontext() as failed:
+            try:
+                assert self.lane.commit(batch) == {}
+            except StoreUnavailable:
+                assert failed
+                return
+        self.parked.update({parked.serial: parked for parked in batch.parked})
 
     @rule(name=st.sampled_from("abc"), layer=st.integers(0, 3), gone=st.booleans())
     def register(self, name: str, layer: int, gone: bool) -> None:
@@ -149,12 +185,42 @@ class Model(RuleBasedStateMachine):
         result = self.results.get(serial)
         read = None if result is None else StoredResult(State(result[1]), *result[2:5], result[5] or b"")
         owner = self.OWNER if read is None else 0
-        return Stored(serial, task_id, plan.text, row(serial, task_id)[3], read, owner)
+        body = row(serial, task_id)[3]
+        return Stored(serial, task_id, plan.text, body, read, owner, self.parked.get(serial))
+
+    def parked_task(self, parked: Parked) -> ParkedTask:
+        return ParkedTask(self.tasks[parked.serial][1].number, self.stored(parked.serial).body, parked)
+
+    @invariant()
+    def parked_tasks_are_there_by_group_and_by_deadline(self) -> None:
+        if not self.is_open:
+            return
+        groups: dict[int, list[Parked]] = {}
+        for parked in sorted(self.parked.values()):
+            groups.setdefault(parked.group, []).append(parked)
+        counts = {count.group: count for count in self.reader.parked_counts()}
+        assert counts.keys() == groups.keys()
+        for number, some in groups.items():
+            first = some[0]
+            plan = self.tasks[first.serial][1].number
+            assert counts[number] == ParkedCount(number, len(some), plan, 0, first.priority, first.mask)
+            assert self.reader.parked_of(number, 0, 100) == [self.parked_task(each) for each in some]
+            assert self.reader.parked_of(number, first.serial, 1) == [
+                self.parked_task(each) for each in some[1:2]
+            ]
+        due = [each for each in self.parked.values() if each.deadline_ms <= self.now_ms + 100_000]
+        read = self.reader.parked_due(self.now_ms + 100_000, 100)
+        assert sorted(read) == sorted(map(self.parked_task, due))
+        assert [task.parked.deadline_ms for task in read] == sorted(each.deadline_ms for each in due)
 
     @invariant()
     def unfinished_tasks_are_there_in_order(self) -> None:
         if self.is_open:
-            expected = [(s, self.tasks[s][1].number, self.stored(s).body) for s in sorted(self.unfinished)]
+            expected = [
+                (s, self.tasks[s][1].number, self.stored(s).body)
+                for s in sorted(self.unfinished)
+                if s not in self.parked
+            ]
             assert list(self.reader.unfinished()) == expected
             slices = list(self.reader.unfinished_slices(2))
             assert [row for some in slices for row in some] == expected

@@ -1,0 +1,178 @@
+"""FAULTS 21: a proxy is away while tasks come. They leave memory, and go to it in order when it is back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from zlib import crc32
+
+import pytest
+
+from tests.driver import Engine, wait_until
+from tests.faults.ledger import Ledger
+from tests.peer.fake_proxy import FakeProxy
+from tests.peer.raw import Peer, owned_by
+
+PROXIES = ("p1", "p2")
+IN_MEMORY = 20
+"""As many unfinished tasks as a worker is to keep in memory; the tests post many more."""
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger(PROXIES)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine(proxies=PROXIES, settings=f"park_above = {IN_MEMORY}") as engine:
+        yield engine
+
+
+@pytest.fixture
+def p2(engine: Engine, ledger: Ledger) -> Iterator[FakeProxy]:
+    """The proxy that is there; p1 is away."""
+    with engine.proxy("p2", on_effect=ledger.effect) as proxy:
+        yield proxy
+
+
+def figure(engine: Engine, name: str) -> int:
+    with engine.peer() as peer:
+        reply = peer.ask("stats")
+        return int(float(next(row["value"] for row in reply.rows if row["name"] == name)))
+
+
+def post_many(peer: Peer, ledger: Ledger, ids: list[str], more: str = "type=url") -> None:
+    for at in range(0, len(ids), 200):
+        some = ids[at : at + 200]
+        peer.write(
+            *[f"post_task task_id={task_id} {more} -- http://example.com/{task_id}" for task_id in some]
+        )
+        for task_id, reply in zip(some, peer.replies(len(some)), strict=True):
+            ledger.reply(task_id, reply)
+
+
+def park(engine: Engine, ledger: Ledger, count: int = 600, more: str = "type=url") -> list[str]:
+    """Posts tasks and waits until all but what memory may hold are parked."""
+    ids = [f"t{number}" for number in range(count)]
+    with engine.peer() as peer:
+        post_many(peer, ledger, ids, more)
+    wait_until(lambda: figure(engine, "tasks_in_cache") <= 2 * IN_MEMORY, "tasks are parked", 30)
+    assert figure(engine, "tasks_parked") >= count - 2 * IN_MEMORY
+    return ids
+
+
+def test_what_waits_for_an_absent_proxy_leaves_memory_and_comes_back_in_order(ledger: Ledger) -> None:
+    """With one worker: with two, one reaches a proxy through the other until its own connection is there,
+    and then pushes anew on that."""
+    order: list[str] = []
+
+    def note(name: str, task_id: str, targets: list[str]) -> None:
+        order.append(task_id)
+        ledger.effect(name, task_id, targets)
+
+    with Engine(workers=1, proxies=PROXIES, settings=f"park_above = {IN_MEMORY}") as engine:
+        with engine.proxy("p2", workers=(0,), on_effect=ledger.effect):
+            ids = park(engine, ledger)
+            with engine.proxy("p1", workers=(0,), on_effect=note, credit=50):
+                ledger.settle(engine.address)
+        assert figure(engine, "tasks_parked") == 0
+    assert order == ids
+
+
+def owned_by_worker(task_id: str) -> int:
+    return crc32(task_id.encode()) % 64 % 2
+
+
+def test_a_parked_task_answers_as_any_other(engine: Engine, ledger: Ledger, p2: FakeProxy) -> None:
+    ids = park(engine, ledger)
+    with engine.peer() as peer:
+        # p2 has done it, p1 has not.
+        assert peer.ok("get_task task_id=t0").fields | {"created": "", "updated": ""} == {
+            "task_id": "t0", "type": "url", "state": "active", "total": "2", "done": "1", "failed": "0",
+            "created": "", "updated": "",
+        }  # fmt: skip
+        rows = peer.ok("task_detail task_id=t0").rows
+        assert [(row["proxy"], row["state"]) for row in rows] == [("p1", "pending"), ("p2", "complete")]
+        again = peer.ask("post_task task_id=t0 type=url -- http://example.com/t0")
+        assert (again.ok, again["dup"], again["state"]) == (True, "1", "active")
+        assert peer.code("post_task task_id=t0 type=url -- http://example.com/other") == "conflict"
+        listed = peer.ok("list_tasks state=active limit=1000").rows
+        assert {row["task_id"] for row in listed} == set(ids)
+        newest = peer.ok("list_tasks limit=10 after=t300").rows
+        assert [row["task_id"] for row in newest][:1] == ["t299"]
+
+
+def test_a_parked_task_can_be_cancelled_and_watched(engine: Engine, ledger: Ledger, p2: FakeProxy) -> None:
+    park(engine, ledger)
+    with engine.peer() as peer, engine.peer() as watcher:
+        assert peer.ok("cancel_task task_id=t1")["state"] == "cancelled"
+        assert peer.ok("cancel_task task_id=t1")["state"] == "cancelled"
+        assert peer.state("t1") == "cancelled"
+        assert watcher.ok("watch_task task_id=t2")["state"] == "active"
+        with engine.proxy("p1", on_effect=ledger.effect) as p1:
+            while (state := watcher.push().fields["state"]) == "active":
+                pass
+            assert state == "complete"
+            ledger.settle(engine.address)
+            assert "t1" not in p1.effects
+
+
+def test_a_parked_task_expires(engine: Engine, ledger: Ledger, p2: FakeProxy) -> None:
+    park(engine, ledger, more="type=url ttl=4")
+    with engine.peer() as peer:
+        wait_until(lambda: peer.state("t0") == "expired", "the oldest task has expired", 30)
+        wait_until(lambda: peer.state("t599") == "expired", "the newest task has expired", 30)
+        assert peer.ok("get_task task_id=t3")["failed"] == "1"
+    wait_until(lambda: figure(engine, "tasks_parked") == 0, "nothing is parked")
+    ledger.settle(engine.address)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop", "roll", "worker"])
+def test_what_is_parked_outlives_processes(engine: Engine, ledger: Ledger, p2: FakeProxy, how: str) -> None:
+    park(engine, ledger)
+    match how:
+        case "kill":
+            engine.kill_all()
+            engine.start()
+        case "stop":
+            assert engine.stop() == 0
+            engine.start()
+        case "roll":
+            assert engine.roll()["state"] == "done"
+        case _:
+            pid = engine.kill_worker(0)
+            engine.wait_for_worker(0, pid)
+    assert figure(engine, "tasks_parked") >= 600 - 4 * IN_MEMORY
+    with engine.proxy("p1", on_effect=ledger.effect):
+        ledger.settle(engine.address)
+
+
+def test_a_proxy_that_goes_away_amid_its_replay_gets_the_rest_later(
+    engine: Engine, ledger: Ledger, p2: FakeProxy
+) -> None:
+    park(engine, ledger)
+    with engine.proxy("p1", credit=40, answer=lambda _: None) as p1:
+        wait_until(lambda: len(p1.effects) >= 80, "p1 has been given all its credit")
+    wait_until(lambda: figure(engine, "tasks_in_cache") <= 2 * IN_MEMORY, "tasks are parked again", 30)
+    with engine.proxy("p1", on_effect=ledger.effect):
+        ledger.settle(engine.address)
+
+
+def test_what_is_posted_during_a_replay_comes_behind_it(
+    engine: Engine, ledger: Ledger, p2: FakeProxy
+) -> None:
+    park(engine, ledger)
+    (late,) = owned_by(0, "late")
+    (urgent,) = owned_by(0, "urgent")
+    order: list[str] = []
+    with (
+        engine.peer() as peer,
+        engine.proxy("p1", credit=1, on_effect=lambda _, task_id, __: order.append(task_id)),
+    ):
+        wait_until(lambda: order, "the replay has begun")
+        post_many(peer, ledger, [late])
+        post_many(peer, ledger, [urgent], "type=url priority=9")
+        wait_until(lambda: late in order, "the last one was pushed", 40)
+    own = [task_id for task_id in order if owned_by_worker(task_id) == 0]
+    assert own[-1] == late
+    assert own.index(urgent) < len(own) - 2
