@@ -59,7 +59,7 @@ class MysqlStore(Model):
         self.patch.setattr(mysql_rows, "ENDS_MAX", 2)
         self.patch.setattr(mysql_connection, "PACKET_BYTES_MAX", 700)
         self.patch.setattr(mysql_connection, "RETRIES_MAX", 3)
-        for table in ("task", "plan", "proxy", "handout"):
+        for table in ("task", "plan", "proxy", "handout", "parked"):
             self.site.session.query(b"DELETE FROM " + table.encode())
         self.open()
 
@@ -88,6 +88,7 @@ class MysqlStore(Model):
         for serial in self.unfinished[:3]:
             end(batch, serial, self.tasks[serial][0], State.FAILED, self.now_ms)
             self.results[serial] = batch.results[-1]
+            self.parked.pop(serial, None)
         batch.proxies = [ProxyRow("a", "g", 7)]
         self.proxies["a"] = batch.proxies[0]
         with Losing(self.lane._session, "COMMIT", sent=True, times=1) as lost:
