@@ -228,7 +228,7 @@ SETTINGS = (
         "bytes of request lines of unfinished tasks a worker holds; at as many, a new task gets `busy`",
     ),
     Setting(
-        "engine", "park_above", _whole(0, 100_000_000), 10_000, Reload.IN_PLACE,
+        "engine", "park_above", _whole(0, 100_000_000), 5_000, Reload.IN_PLACE,
         "unfinished tasks a worker keeps in memory before it parks in the store those that only wait for"
         " proxies that are away",
     ),

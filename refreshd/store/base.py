@@ -60,10 +60,11 @@ class ParkedTask(NamedTuple):
 
 
 class ParkedCount(NamedTuple):
-    """How many tasks are parked in a group, and what they have in common."""
+    """How many tasks are parked in a group, the serial of the first, and what they have in common."""
 
     group: int
     tasks: int
+    first: int
     plan: int
     layer: int
     priority: int

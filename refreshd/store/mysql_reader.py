@@ -98,7 +98,7 @@ class MysqlReader:
         return [
             ParkedCount(*row)
             for row in self._rows(
-                b"SELECT some.grp, tasks, task.plan, layer, priority, mask FROM"
+                b"SELECT some.grp, tasks, some.serial, task.plan, layer, priority, mask FROM"
                 b" (SELECT grp, count(*) AS tasks, min(serial) AS serial FROM parked GROUP BY grp) AS some"
                 b" JOIN parked ON parked.serial = some.serial JOIN task ON task.serial = some.serial"
                 b" ORDER BY some.grp"

@@ -114,7 +114,7 @@ class SqliteReader:
         return [
             ParkedCount(*row)
             for row in self._rows(
-                "SELECT some.grp, tasks, task.plan, layer, priority, mask"
+                "SELECT some.grp, tasks, some.serial, task.plan, layer, priority, mask"
                 " FROM (SELECT grp, count(*) AS tasks, min(serial) AS serial FROM parked GROUP BY grp) some"
                 " JOIN parked USING (serial) JOIN task USING (serial) ORDER BY some.grp"
             )

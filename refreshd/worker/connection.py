@@ -487,7 +487,7 @@ class Connection(asyncio.Protocol):
             return
         self._greeting.accept()
         self.caller.greeted(hello.role, hello.key)
-        self._go_on(self._welcome(), hello=hello)
+        self._go_on(self._welcome(hello), hello=hello)
 
     async def _check_hello(self, hello: Hello) -> None:
         """Raises: Refused; TimeoutError."""
@@ -500,7 +500,7 @@ class Connection(asyncio.Protocol):
             if hello.role == "proxy":
                 await self.hub.proxies.register(hello)
 
-    def _welcome(self) -> bytes:
+    def _welcome(self, hello: Hello) -> bytes:
         engine = self.hub.config.engine
         return format_line(
             "ok",
@@ -512,6 +512,7 @@ class Connection(asyncio.Protocol):
                 "shards": SHARDS,
                 "line_max": engine.line_max,
                 "store": self.hub.cluster.store_name,
+                "catch_up": 1 if hello.catch_up else None,
             },
         )
 
@@ -526,6 +527,8 @@ class Connection(asyncio.Protocol):
                 self._zip, self._unzip = Compressor(), Decompressor()
             if hello.role == "proxy":
                 session = ProxySession(self.hub.proxies, hello.name, self, self.close, learns=hello.learn)
+                session.link.tell_caught_up = hello.catch_up
+                session.link.drop_after_s = hello.drop_after_s
                 self.serve_proxy(session)
                 self.hub.proxies.connected(session)
         self._regulate()

@@ -78,6 +78,8 @@ class Link:
         """Brings parked tasks back for the proxy, while there are any: they go before later ones."""
         self.tell_caught_up = False
         """Whether the proxy is still to be told that it has been given all there was for it when it came."""
+        self.drop_after_s: int | None = None
+        """After how long an absence the proxy may be told to drop its cache; None: never."""
         self.held = False
         """Nothing is pushed here just now: the connection is on its way to another process."""
         self.awaited = False

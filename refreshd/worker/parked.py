@@ -21,7 +21,7 @@ from refreshd.worker.loading import TaskReader
 class Group:
     """Parked tasks that wait for the same proxies."""
 
-    __slots__ = ("layer", "mask", "names", "number", "priority", "tasks")
+    __slots__ = ("layer", "mask", "names", "number", "oldest", "priority", "tasks")
 
     def __init__(self, layer: Layer, priority: int, mask: bytes) -> None:
         self.layer = layer
@@ -33,6 +33,13 @@ class Group:
         """Who is waited for."""
         self.tasks = 0
         """How many there are, but for what another process parked since they were counted."""
+        self.oldest = 0
+        """The serial of the first of them, or of an earlier one."""
+
+    def add(self, serial: int, tasks: int = 1) -> None:
+        """There are more, `serial` the first of these."""
+        self.oldest = min(self.oldest, serial) if self.tasks else serial
+        self.tasks += tasks
 
     def __repr__(self) -> str:
         return f"<Group {self.number:x}: {self.tasks} tasks for {len(self.names)} proxies>"

@@ -31,6 +31,7 @@ import structlog
 from refreshd.errors import StoreError, StoreUnavailable
 from refreshd.fanout import Log, Segment
 from refreshd.fleet import Layer, Plan
+from refreshd.shard import created_ms
 from refreshd.store.base import Parked, ParkedCount, ParkedTask, Reader
 from refreshd.task import Task
 from refreshd.worker.loading import TaskReader
@@ -157,7 +158,7 @@ class Parking:
                 continue
             engine.park(task)
             group = self._group(key)
-            group.tasks += 1
+            group.add(task.serial)
             self.groups[group.number] = group
         if not self._under_way:
             self.sweep()
@@ -205,6 +206,15 @@ class Parking:
             return
         groups = [group for group in self.groups.values() if link.name in group.names]
         link.replay = Replay(self, link, groups) if groups else None
+        if link.replay is not None and self._was_away_too_long(link, groups):
+            link.replay.drop()
+
+    def _was_away_too_long(self, link: Link, groups: list[Group]) -> bool:
+        """Whether the proxy is to drop its cache: it has missed something for longer than it allows for."""
+        if link.drop_after_s is None:
+            return False
+        oldest_ms = min(created_ms(group.oldest) for group in groups)
+        return self.hub.engine.clock.wall_ms - oldest_ms > link.drop_after_s * 1000
 
     async def fetch(self, task_id: bytes) -> Task | None:
         """A task of this worker, brought into memory if it is parked; None: it is neither.
@@ -231,10 +241,10 @@ class Parking:
         finally:
             self.hub.engine.ends.remove(ends)
 
-    def take_in(self, rows: Iterable[ParkedTask], ended: set[int]) -> int:
-        """Brings what was just read into memory; returns how many. Their plans are known, see `plans_of`."""
+    def take_in(self, rows: Iterable[ParkedTask], ended: set[int]) -> list[Task]:
+        """Brings what was just read into memory; returns that. Their plans are known, see `plans_of`."""
         engine, shards = self.hub.engine, self.hub.shards
-        taken = 0
+        taken: list[Task] = []
         for plan, body, row in rows:
             if row.serial in ended:
                 continue
@@ -242,7 +252,7 @@ class Parking:
             if task.id in engine.tasks or not shards.owns(task.id):
                 continue
             engine.unpark(unpack(task, row, self.wall_offset_ms))
-            taken += 1
+            taken.append(task)
             group = self.groups.get(row.group)
             if group is not None:
                 group.tasks -= 1
@@ -315,6 +325,7 @@ class Parking:
 
     def recount(self) -> None:
         """Shards came, or tasks of another engine: counts anew, and serves who is back already."""
+        self.hub.pusher.knows_all = False
         self._recounts += 1
         if self._recounts == 1:
             self.hub.background(self._recount())
@@ -330,10 +341,11 @@ class Parking:
                 continue
             self._recounts -= asked
             self._counted(counts, plans)
+        self.hub.pusher.knows_all = True
         for link in list(self.hub.pusher.links.values()):
             if link.replay is None:
                 self.returned(link)
-                self.hub.pusher.due(link)
+            self.hub.pusher.due(link)
 
     def _read_counts(self) -> tuple[list[ParkedCount], dict[int, str]]:
         counts: list[ParkedCount] = []
@@ -348,7 +360,7 @@ class Parking:
             plan = self._plans.get(count.plan) or self._keep_plan(Plan.from_text(plans[count.plan]))
             group = self._group(GroupKey(plan.layers[count.layer], count.priority, count.mask))
             # Of several lanes; and some were parked since.
-            group.tasks = max(group.tasks, count.tasks)
+            group.add(count.first, max(count.tasks - group.tasks, 0))
             self.groups[group.number] = group
 
     # ── the store ─────────────────────────────────────────────────────────────────────────

@@ -340,6 +340,9 @@ class Proxies:
 
     def reported(self, link: Link, missing: list[bytes], ms: int | None) -> None:
         """Passes on reports for tasks that live at siblings."""
+        if link.replay is not None and link.replay.drop_id in missing:
+            missing.remove(link.replay.drop_id)
+            link.replay.dropped()
         for task_id in missing:
             self._free_relayed(link, task_id)
         self._tell_owners(link.name, [task_id for task_id in missing if is_id(task_id)], ms)
@@ -358,6 +361,9 @@ class Proxies:
     def pass_on_one(self, link: Link, task_id: bytes, values: dict[str, Any]) -> None:
         """As `reported`, for a report that is about one task."""
         if values["state"] == "failed":
+            if link.replay is not None and task_id == link.replay.drop_id:
+                link.replay.not_dropped(values.get("error", "")[:ERROR_MAX_CHARS])
+                return
             self._free_relayed(link, task_id)
         owner = self.hub.shards.owner(task_id)
         if owner != self.hub.shards.slot:

@@ -70,6 +70,8 @@ class ProxySession:
             figures=self.figures,
             learns=self.learns,
             cancelled=link.cancelled,
+            catch_up=link.tell_caught_up,
+            drop_after_s=link.drop_after_s,
             relayed=[(task_id, *of) for task_id, of in link.relayed.items()],
             waiting=[(p.task_id, p.targets, p.line, p.slot) for p in link.relay],
         )
@@ -84,6 +86,8 @@ class ProxySession:
         self.heard_ms = moved.heard_ms
         self.figures = moved.figures
         self.learns = moved.learns
+        link.tell_caught_up = moved.catch_up
+        link.drop_after_s = moved.drop_after_s
 
     def report_done(self, turn: Turn, raw: bytes) -> None:
         """The hot line: `report state=done [ms=M] -- ID…`, plain.

@@ -30,6 +30,8 @@ class Pusher:
         self.engine: Engine
         self.on_link: Callable[[Link, bool], None] | None = None
         """Told, while shards move, of links that come into use (True) and go."""
+        self.knows_all = True
+        """Whether it is known just now what is parked for each proxy, here and nowhere else."""
         self.on_return: Callable[[Link], None] = lambda _: None
         """Told of a link that comes into use, before anything is pushed on it."""
         self.on_loss: Callable[[Link], None] = lambda _: None
@@ -146,7 +148,7 @@ class Pusher:
                 self.due(link)
         if link.replay is not None:
             link.replay.feed()
-        elif link.tell_caught_up and not self.engine.moving and link.has_caught_up:
+        elif link.tell_caught_up and self.knows_all and not self.engine.moving and link.has_caught_up:
             # Behind the last of what there was.
             link.tell_caught_up = False
             link.wire.send(b"!caught_up\n")

@@ -10,6 +10,9 @@ ended the link is given nothing of the same priority, or a lower one, that is yo
 is in memory for it is bounded by the proxy's credit: a slice is read when the link has
 fewer than SLICE_TASKS to read.
 
+A proxy that was away for longer than its `drop_after` is told to drop its cache first. What
+was to be refreshed there before is done then, and only prefetches are pushed.
+
 When the proxy goes away again its replay ends there; its tasks are parked as all others are.
 """
 
@@ -24,6 +27,7 @@ import structlog
 from refreshd.errors import StoreError
 from refreshd.shard import SERIAL_MAX
 from refreshd.store.base import ParkedTask
+from refreshd.task import Task
 from refreshd.worker.parked import Group
 
 if TYPE_CHECKING:
@@ -53,15 +57,52 @@ class Replay:
         self._after = 0
         self._reading = False
         self._began_ms = parking.hub.engine.clock.mono_ms
+        self.drop_id = b""
+        """What the proxy reports by when it has dropped its cache; empty where it need not, or has."""
+        self._dropped_to = 0
+        """Refreshes with serials up to this one were done by dropping the cache."""
 
     def __repr__(self) -> str:
         return f"<Replay to {self._link.name}: {self.tasks} tasks, at priority {self.priority}>"
 
     def feed(self) -> None:
         """Reads on, if the link has little left to read."""
+        if self.drop_id:
+            return
         if not self._reading and self._unread() < SLICE_TASKS:
             self._reading = True
             self._parking.hub.background(self._read())
+
+    # ── dropping the whole cache ──────────────────────────────────────────────────────────
+
+    def drop(self) -> None:
+        """Tells the proxy to drop its cache; the replay goes on when it has."""
+        hub = self._parking.hub
+        self._dropped_to = hub.engine.serials.last
+        self.drop_id = f"drop:{hub.config.engine.id}.{hub.shards.slot}.{self._dropped_to}".encode()
+        log.info("proxy was away for long, is told to drop its cache", proxy=self._link.name)
+        self._link.wire.send(b"!drop task_id=%b\n" % self.drop_id)
+
+    def dropped(self) -> None:
+        """The proxy has dropped its cache."""
+        self.drop_id = b""
+        self._parking.hub.pusher.due(self._link)
+
+    def not_dropped(self, why: str) -> None:
+        """It could not: it is given all that it missed."""
+        log.warning("proxy could not drop its cache", proxy=self._link.name, error=why)
+        self._dropped_to = 0
+        self.dropped()
+
+    def _do_by_drop(self, tasks: list[Task]) -> None:
+        """Of tasks that are back, those that the drop has done are not pushed to the proxy."""
+        done = [
+            task.id for task in tasks if task.serial <= self._dropped_to and task.terms.type != "prefetch"
+        ]
+        if done:
+            self._parking.hub.proxies.done(self._link.name, done, None)
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────
 
     def _unread(self) -> int:
         """About how many tasks the link has still to read in replay logs of this priority."""
@@ -86,7 +127,9 @@ class Replay:
                     if self._is_over():
                         return
                     parking.hub.engine.clock.turn()
-                    self.tasks += parking.take_in(rows, ended)
+                    taken = parking.take_in(rows, ended)
+                    self.tasks += len(taken)
+                    self._do_by_drop(taken)
                 if rows:
                     self._after = rows[-1].parked.serial
                 elif not self._next_priority():

@@ -51,7 +51,7 @@ def post_many(peer: Peer, ledger: Ledger, ids: list[str], more: str = "type=url"
             ledger.reply(task_id, reply)
 
 
-def park(engine: Engine, ledger: Ledger, count: int = 600, more: str = "type=url") -> list[str]:
+def park(engine: Engine, ledger: Ledger, count: int = 240, more: str = "type=url") -> list[str]:
     """Posts tasks and waits until all but what memory may hold are parked."""
     ids = [f"t{number}" for number in range(count)]
     with engine.peer() as peer:
@@ -98,8 +98,10 @@ def test_a_parked_task_answers_as_any_other(engine: Engine, ledger: Ledger, p2: 
         assert peer.code("post_task task_id=t0 type=url -- http://example.com/other") == "conflict"
         listed = peer.ok("list_tasks state=active limit=1000").rows
         assert {row["task_id"] for row in listed} == set(ids)
-        newest = peer.ok("list_tasks limit=10 after=t300").rows
-        assert [row["task_id"] for row in newest][:1] == ["t299"]
+        paged: list[str] = []
+        while page := peer.ok("list_tasks limit=50" + (f" after={paged[-1]}" if paged else "")).rows:
+            paged += [row["task_id"] for row in page]
+        assert sorted(paged) == sorted(ids)
 
 
 def test_a_parked_task_can_be_cancelled_and_watched(engine: Engine, ledger: Ledger, p2: FakeProxy) -> None:
@@ -121,7 +123,7 @@ def test_a_parked_task_expires(engine: Engine, ledger: Ledger, p2: FakeProxy) ->
     park(engine, ledger, more="type=url ttl=4")
     with engine.peer() as peer:
         wait_until(lambda: peer.state("t0") == "expired", "the oldest task has expired", 30)
-        wait_until(lambda: peer.state("t599") == "expired", "the newest task has expired", 30)
+        wait_until(lambda: peer.state("t239") == "expired", "the newest task has expired", 30)
         assert peer.ok("get_task task_id=t3")["failed"] == "1"
     wait_until(lambda: figure(engine, "tasks_parked") == 0, "nothing is parked")
     ledger.settle(engine.address)
@@ -142,7 +144,7 @@ def test_what_is_parked_outlives_processes(engine: Engine, ledger: Ledger, p2: F
         case _:
             pid = engine.kill_worker(0)
             engine.wait_for_worker(0, pid)
-    assert figure(engine, "tasks_parked") >= 600 - 4 * IN_MEMORY
+    assert figure(engine, "tasks_parked") >= 240 - 4 * IN_MEMORY
     with engine.proxy("p1", on_effect=ledger.effect):
         ledger.settle(engine.address)
 
@@ -152,7 +154,7 @@ def test_a_proxy_that_goes_away_amid_its_replay_gets_the_rest_later(
 ) -> None:
     park(engine, ledger)
     with engine.proxy("p1", credit=40, answer=lambda _: None) as p1:
-        wait_until(lambda: len(p1.effects) >= 80, "p1 has been given all its credit")
+        wait_until(lambda: len(p1.effects) >= 40, "p1 has been given its credit")
     wait_until(lambda: figure(engine, "tasks_in_cache") <= 2 * IN_MEMORY, "tasks are parked again", 30)
     with engine.proxy("p1", on_effect=ledger.effect):
         ledger.settle(engine.address)
@@ -176,3 +178,73 @@ def test_what_is_posted_during_a_replay_comes_behind_it(
     own = [task_id for task_id in order if owned_by_worker(task_id) == 0]
     assert own[-1] == late
     assert own.index(urgent) < len(own) - 2
+
+
+# ── told that it has caught up, or to drop its cache ──────────────────────────────────────
+
+
+def test_a_proxy_is_told_when_it_has_been_given_all_that_it_missed(ledger: Ledger) -> None:
+    with Engine(workers=1, proxies=PROXIES, settings=f"park_above = {IN_MEMORY}") as engine:
+        park(engine, ledger, 100)
+        with engine.proxy_peer("p1", 0, "catch_up=1") as p1:
+            assert p1.ok("ready credit=70")
+            assert [push.verb for push in p1.pushed(70)] == ["!task"] * 70
+            assert p1.is_quiet()
+            assert p1.ok("ready credit=1000")
+            assert [push.verb for push in p1.pushed(31)] == ["!task"] * 30 + ["!caught_up"]
+        with engine.proxy_peer("p2", 0, "catch_up=0") as p2:
+            assert p2.ok("ready credit=1000")
+            assert [push.verb for push in p2.pushed(100)] == ["!task"] * 100
+            assert p2.is_quiet()
+
+
+def test_a_proxy_that_has_missed_nothing_is_told_so_at_once(engine: Engine) -> None:
+    with engine.peer() as p1:
+        assert p1.ok("hello v=1 role=proxy name=p1 worker=1 catch_up=1")["catch_up"] == "1"
+        assert p1.push().verb == "!caught_up"
+        assert p1.ok("ready credit=5")
+        assert p1.is_quiet()
+
+
+def away_for(engine: Engine, ledger: Ledger, seconds: int) -> None:
+    """Parks refreshes and prefetches, and lets them get old."""
+    ids = [f"t{number}" for number in range(100)]
+    with engine.peer() as peer:
+        post_many(peer, ledger, ids[:50])
+        post_many(peer, ledger, ids[50:60], "type=prefetch")
+        post_many(peer, ledger, ids[60:])
+        began_ms = int(peer.ok("ping")["now"])
+        wait_until(lambda: figure(engine, "tasks_parked") == 100, "all are parked", 30)
+        wait_until(lambda: int(peer.ok("ping")["now"]) - began_ms > seconds * 1000, "time passes")
+
+
+def test_a_proxy_that_was_away_for_long_drops_its_cache_instead(ledger: Ledger) -> None:
+    with Engine(workers=1, proxies=["p1"], settings="park_above = 0") as engine:
+        away_for(engine, ledger, 2)
+        with engine.peer() as peer, engine.proxy_peer("p1", 0, "catch_up=1 drop_after=1") as p1:
+            assert p1.ok("ready credit=1000")
+            drop = p1.push()
+            assert drop.verb == "!drop"
+            assert p1.is_quiet()
+            assert p1.ok(f"report state=done -- {drop.fields['task_id']}")
+            pushes = p1.pushed(11)
+            assert [push.verb for push in pushes] == ["!task"] * 10 + ["!caught_up"]
+            ids = [push.fields["task_id"] for push in pushes[:-1]]
+            assert ids == [f"t{number}" for number in range(50, 60)]
+            done = " ".join(ids)
+            assert p1.ok(f"report state=done -- {done}")
+            for task_id in ledger.acknowledged:
+                wait_until(lambda: peer.state(task_id) == "complete", f"{task_id} is complete")  # noqa: B023
+
+
+@pytest.mark.parametrize("greeting", ["drop_after=1000", "", "drop_after=1"])
+def test_a_proxy_is_given_all_where_it_may_or_can_not_drop(ledger: Ledger, greeting: str) -> None:
+    with Engine(workers=1, proxies=["p1"], settings="park_above = 0") as engine:
+        away_for(engine, ledger, 2)
+        with engine.proxy_peer("p1", 0, greeting) as p1:
+            assert p1.ok("ready credit=1000")
+            if greeting == "drop_after=1":
+                drop = p1.push().fields["task_id"]
+                assert p1.ok(f"report state=failed task_id={drop} done=0 failed=1 error=no")
+            pushed = [push.fields["task_id"] for push in p1.pushed(100)]
+            assert pushed == list(ledger.acknowledged)

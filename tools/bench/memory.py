@@ -16,6 +16,8 @@ from tools.bench.rig import Engine, Restart, folder
 
 PROXIES = 100
 _POSTED_BY = Shape(8, 64)
+# What waits for proxies that are away would be parked (tools/bench/offline.py).
+_IN_MEMORY = "park_above = 100_000_000"
 # What is rendered and posted at a time: lines take memory too.
 _CHUNK = 200_000
 _FITS = (Aim("value", most=1024),)
@@ -57,7 +59,7 @@ def run(quick: bool) -> list[Row]:
 
 def measure(number: int) -> Memory:
     """On one engine: fill it, push all of it, report most of it, kill it, start it; look each time."""
-    with folder() as where, Engine(where, proxies=PROXIES) as engine:
+    with folder() as where, Engine(where, proxies=PROXIES, settings=_IN_MEMORY) as engine:
         before = engine.memory_bytes()
         ids = _fill(engine, number)
         away = _a_task(engine, before, number)

@@ -45,6 +45,8 @@ class MovedProxy(msgspec.Struct, frozen=True, array_like=True):
     relayed: list[tuple[bytes, int, int]]
     waiting: list[tuple[bytes, int, bytes, int]]
     learns: bool = False
+    catch_up: bool = False
+    drop_after_s: int | None = None
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):

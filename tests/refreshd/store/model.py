@@ -203,7 +203,9 @@ class Model(RuleBasedStateMachine):
         for number, some in groups.items():
             first = some[0]
             plan = self.tasks[first.serial][1].number
-            assert counts[number] == ParkedCount(number, len(some), plan, 0, first.priority, first.mask)
+            assert counts[number] == ParkedCount(
+                number, len(some), first.serial, plan, 0, first.priority, first.mask
+            )
             assert self.reader.parked_of(number, 0, 100) == [self.parked_task(each) for each in some]
             assert self.reader.parked_of(number, first.serial, 1) == [
                 self.parked_task(each) for each in some[1:2]
