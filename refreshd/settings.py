@@ -229,7 +229,7 @@ SETTINGS = (
     ),
     Setting(
         "engine", "park_above", _whole(0, 100_000_000), 5_000, Reload.IN_PLACE,
-        "unfinished tasks a worker keeps in memory before it parks in the store those that only wait for"
+        "unfinished tasks a worker keeps in memory before it leaves those to the store that only wait for"
         " proxies that are away",
     ),
     Setting(
