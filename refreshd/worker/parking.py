@@ -110,7 +110,7 @@ class Parking:
             return
         wanted = min(excess, PARK_ROWS)
         looks = LOOK_TASKS
-        for log_ in list(engine.logs):
+        for log_ in sorted(engine.logs, key=_order):
             present = self._present(log_.layer)
             if wanted > 0 and looks > 0 and log_.live and present != (1 << log_.layer.size) - 1:
                 parked, looked = self._sweep_log(log_, present, wanted, looks)
@@ -390,6 +390,11 @@ class Parking:
         self._thread.shutdown(wait=True, cancel_futures=True)
         for reader in self._readers.values():
             reader.close()
+
+
+def _order(log_: Log) -> tuple[int, int, int]:
+    """What is least urgent leaves memory first."""
+    return log_.priority, log_.layer.plan.number, log_.layer.number
 
 
 def group_mask_differs(row: Parked, key: GroupKey) -> bool:

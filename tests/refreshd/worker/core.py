@@ -6,7 +6,7 @@ happens when `commit` says so, and fails when it is told to.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,11 +17,14 @@ from refreshd.errors import StoreError, StoreUnavailable
 from refreshd.fanout import Log
 from refreshd.fleet import Fleet, Plan, Proxy
 from refreshd.shard import ShardMap, created_ms
-from refreshd.store.base import ResultRow
+from refreshd.store.base import Parked, ParkedCount, ParkedTask, ResultRow
 from refreshd.task import Task, line_of, read_terms, split_body
 from refreshd.worker import engine as engine_module
+from refreshd.worker import parking as parking_module
 from refreshd.worker import proxies as proxies_module
+from refreshd.worker import replay as replay_module
 from refreshd.worker.engine import Engine
+from refreshd.worker.parking import Parking
 from refreshd.worker.proxies import Proxies
 from refreshd.worker.proxy_session import ProxySession
 from refreshd.worker.pusher import Pusher
@@ -68,6 +71,23 @@ class FakeLoop:
             call(*args)
         raise AssertionError("the loop never rests")
 
+    def run_in_executor(self, _: object, call: Callable[..., Any], *args: object) -> Reading:
+        return Reading(call(*args))
+
+    def call_later(self, _: float, call: Callable[..., None], *args: object) -> None:
+        self.call_soon(call, *args)
+
+
+class Reading:
+    """What another thread has read, and the loop has not heard of yet: much may happen before it does."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __await__(self) -> Generator[None, None, Any]:
+        yield
+        return self._result
+
 
 class Table:
     """What is on stable storage; it outlives its engines."""
@@ -76,13 +96,46 @@ class Table:
         self.tasks: dict[int, tuple[bytes, str, bytes]] = {}
         self.results: dict[int, ResultRow] = {}
         self.finished: dict[bytes, int] = {}
+        self.parked: dict[int, Parked] = {}
         self.low = 0
 
     def unfinished(self) -> list[int]:
-        return sorted(serial for serial in self.tasks if serial not in self.results)
+        """What a start loads."""
+        return sorted(self.tasks.keys() - self.results.keys() - self.parked.keys())
 
     def serial_of(self, task_id: bytes) -> int | None:
         return next((serial for serial, task in self.tasks.items() if task[0] == task_id), None)
+
+
+class TableReader:
+    """Reads what is parked. See `base.Reader`, which it must behave like."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def plans(self) -> dict[int, str]:
+        return {Plan.from_text(text).number: text for _, text, _ in self._table.tasks.values()}
+
+    def parked_counts(self) -> list[ParkedCount]:
+        groups: dict[int, list[Parked]] = {}
+        for parked in sorted(self._table.parked.values()):
+            groups.setdefault(parked.group, []).append(parked)
+        return [
+            ParkedCount(number, len(some), some[0].serial, self._task(some[0]).plan, *some[0][2:5])
+            for number, some in groups.items()
+        ]
+
+    def parked_of(self, group: int, after: int, rows: int) -> list[ParkedTask]:
+        some = [each for each in self._table.parked.values() if each.group == group and each.serial > after]
+        return [self._task(parked) for parked in sorted(some)[:rows]]
+
+    def parked_due(self, now_ms: int, rows: int) -> list[ParkedTask]:
+        due = [parked for parked in self._table.parked.values() if parked.deadline_ms <= now_ms]
+        return [self._task(parked) for parked in sorted(due, key=lambda parked: parked.deadline_ms)[:rows]]
+
+    def _task(self, parked: Parked) -> ParkedTask:
+        _, text, body = self._table.tasks[parked.serial]
+        return ParkedTask(Plan.from_text(text).number, body, parked)
 
 
 class FakeSaver:
@@ -91,6 +144,7 @@ class FakeSaver:
     def __init__(self, engine: Engine, table: Table) -> None:
         self.batch = SaveBatch()
         self.last_error: StoreError | None = None
+        self.waiting = 0
         self.table = table
         self._engine = engine
 
@@ -112,7 +166,11 @@ class FakeSaver:
             if task_id not in known:
                 assert serial not in table.tasks
                 table.tasks[serial] = (task_id, rows.plans[plan], body)
+        for parked in rows.parked:
+            assert parked.serial not in table.results, "parked, and has ended"
+            table.parked[parked.serial] = parked
         for result in rows.results:
+            table.parked.pop(result[0], None)
             assert result[0] in table.tasks, "the end of a task that was never saved"
             assert result[0] not in table.results, "ended twice"
             table.results[result[0]] = result
@@ -210,6 +268,12 @@ class Core:
         self.table = table or Table()
         self.saver = FakeSaver(self.engine, self.table)
         self.engine.savers[0] = self.saver  # type: ignore[assignment] # behaves like it
+        self.running: list[Coroutine[Any, Any, None]] = []
+        patch.setattr(parking_module, "log", Quiet())
+        patch.setattr(replay_module, "log", Quiet())
+        self.parking = Parking(self)  # type: ignore[arg-type] # has what parking uses
+        self.pusher.on_return = self.parking.returned
+        self.pusher.on_loss = self.parking.lost
         self._load()
 
     def _load(self) -> None:
@@ -225,7 +289,29 @@ class Core:
             task = WeakTask(task_id, raw, read_terms(line), count, layer, serial, created_ms(serial))
             task.key = key
             self.engine.load(task)
+        self.parking.count([TableReader(self.table)])  # type: ignore[list-item] # has what is used
         self.engine.start_all(list(self.engine.tasks.values()))
+        self.loop.run()
+
+    # ── what parking uses of the hub ──────────────────────────────────────────────────────
+
+    def openings(self, lanes: list[int]) -> list[Callable[[], TableReader]]:
+        return [lambda: TableReader(self.table)] * len(lanes)
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        self.running.append(work)
+        self._step(work)
+
+    def _step(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            work.send(None)
+        except StopIteration:
+            self.running.remove(work)
+
+    def read(self) -> None:
+        """What other threads have read comes to the loop."""
+        for work in list(self.running):
+            self._step(work)
         self.loop.run()
 
     # ── listener of the engine ────────────────────────────────────────────────────────────
@@ -242,6 +328,9 @@ class Core:
     def task_changed(self, task: Task) -> None:
         self.changes.append((task.id, int(task.state)))
         self.watches.changed(task)
+
+    def tasks_parked(self, parking: list[tuple[Task, Parked]], kept: bool) -> None:
+        self.parking.parked(parking, kept)
 
     def task_withdrawn(self, task: Task) -> None:
         self.pusher.withdrawn(task)
@@ -317,4 +406,5 @@ class Core:
             self.time.wall_ms += step
             self.time.mono_ms += step
             self.engine.tick()
+            self.parking.tick()
         self.loop.run()

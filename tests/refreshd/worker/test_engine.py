@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from refreshd.fanout import Segment
 from refreshd.fleet import Plan, Proxy
 from refreshd.task import FINAL, TRANSITIONS, State, Task
+from refreshd.worker import parking, replay
 from refreshd.worker.turns import Turn
-from tests.refreshd.worker.core import START_WALL_MS, Client, Core, Table, Time, Wire
+from tests.refreshd.worker.core import START_WALL_MS, Client, Core, Table, TableReader, Time, Wire
 from wire.lines import parse
 
 FLEET = [Proxy("a0", "origin", 0, True), Proxy("a1", "origin", 0, True), Proxy("b0", "edge", 1, True)]
@@ -596,10 +598,14 @@ class Agent:
 class Worker(RuleBasedStateMachine):
     """One worker under everything that may happen, kills included; the table and the agents live on."""
 
+    SETTINGS: ClassVar[str] = ""
+    ROUNDS: ClassVar[int] = 20
+    """What is left at the end is done in so many."""
+
     @initialize()
     def begin(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("refreshd.fanout.SEGMENT_TASKS", 4)
+        self.make_small()
         self.table, self.time = Table(), Time()
         self.agents = {proxy.name: Agent(proxy.name) for proxy in FLEET}
         self.numbers = itertools.count()
@@ -609,8 +615,12 @@ class Worker(RuleBasedStateMachine):
         self.cancelling: list[list[Task]] = []
         self.start()
 
+    def make_small(self) -> None:
+        """Bounds that a few tasks reach."""
+        self.patch.setattr("refreshd.fanout.SEGMENT_TASKS", 4)
+
     def start(self) -> None:
-        self.core = Core(self.patch, FLEET, self.table, time=self.time)
+        self.core = Core(self.patch, FLEET, self.table, self.SETTINGS, self.time)
         self.states: dict[int, State] = {}
 
     def teardown(self) -> None:
@@ -785,7 +795,8 @@ class Worker(RuleBasedStateMachine):
             assert places.count(True) == 1, (task, places)
             assert (task.closing is not None) == (task.serial in closing)
             assert (task.state is State.NEW) == (task.serial in new)
-        serials = [task.serial for task in self.tasks()]
+        # What is parked is found by that, also when it is in memory again.
+        serials = [task.serial for task in self.tasks() if task.serial not in self.table.parked]
         assert serials == sorted(serials)
 
     @invariant()
@@ -807,8 +818,9 @@ class Worker(RuleBasedStateMachine):
         core = self.core
         for name in self.agents:
             self.connect(name, 1_000_000)
-        for _ in range(20):
+        for _ in range(self.ROUNDS):
             core.commit()
+            core.read()
             self.look_at_replies()
             for agent in self.agents.values():
                 if agent.has:
@@ -816,13 +828,15 @@ class Worker(RuleBasedStateMachine):
         if core.engine.tasks:
             # What is left waits for its due time.
             self.time.wall_ms = max(self.time.wall_ms, START_WALL_MS) + 4 * 3_600_000
-            for _ in range(20):
+            for _ in range(self.ROUNDS):
                 core.pass_time(100)
                 core.commit()
+                core.read()
                 for agent in self.agents.values():
                     if agent.has:
                         self.done(agent, list(agent.has))
         assert not core.engine.tasks
+        assert not self.table.parked
         assert not self.clients
         assert all(ended and ended[0].state in FINAL for ended in self.cancelling)
         assert len(core.engine.wheel) == 0
@@ -842,7 +856,39 @@ class Worker(RuleBasedStateMachine):
                 assert all(task_id in self.agents[name].did for name, _ in plan.ranks)
 
 
+class ParkingWorker(Worker):
+    """The same where memory holds nothing that only waits for proxies that are away."""
+
+    SETTINGS = "[engine]\npark_above = 0\n"
+    ROUNDS = 100
+
+    def make_small(self) -> None:
+        super().make_small()
+        for name, value in (("PARK_ROWS", 3), ("LOOK_TASKS", 8), ("EXPIRE_ROWS", 2), ("AWAY_AFTER_MS", 100)):
+            self.patch.setattr(parking, name, value)
+        self.patch.setattr(replay, "SLICE_TASKS", 3)
+        self.patch.setattr(replay, "_SHARE_MIN", 1)
+
+    @rule()
+    def read(self) -> None:
+        self.core.read()
+
+    @precondition(lambda self: self.table.parked)
+    @rule(data=st.data())
+    def fetch(self, data: st.DataObject) -> None:
+        """As when a parked task is cancelled or watched."""
+        row = self.table.parked[data.draw(st.sampled_from(sorted(self.table.parked)))]
+        if row.serial not in self.table.results:
+            reader = TableReader(self.table)
+            self.core.parking.take_in([reader._task(row)], set())
+            self.core.loop.run()
+
+
+TestParkingWorker = ParkingWorker.TestCase
 TestWorker = Worker.TestCase
+TestParkingWorker.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestWorker.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
