@@ -82,6 +82,7 @@ def test_without_the_database_all_that_needs_none_goes_on(
                     assert int(reply["retry_ms"]) > 0
                 took_s.append(time.monotonic() - asked)
                 assert peer.ask("ping").ok
+                # The pace at which it is asked.
                 time.sleep(0.05)
             pushed = {task_id for proxy in fleet for task_id in proxy.effects}
             assert pushed >= set(in_hand), "tasks in hand wait for the database"
