@@ -55,6 +55,8 @@ def test_a_database_that_is_killed_amid_batches_loses_and_doubles_nothing(site: 
     assert site.epochs() == epochs
 
 
+# How long answers take is measured.
+@pytest.mark.alone
 @pytest.mark.parametrize("fault", [_killed, _stopped])
 def test_without_the_database_all_that_needs_none_goes_on(
     site: Site, ledger: Ledger, fault: Callable[[Site], contextmanager[None]]
