@@ -31,16 +31,14 @@ run demo: install
 	@$(if $(ENGINES),$(SYSTEM_PACKAGES) mariadbd:mariadb-server redis-server:redis-server)
 	@exec $(BIN)/python -m tools.demo $@ $(if $(ENGINES),--engines $(ENGINES))
 
-# pytest comes last, so that its closing line is the last one.
+# The tests come last, so that pytest's closing lines are the last ones.
 test: .venv/.test-installed
 	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver mariadbd:mariadb-server redis-server:redis-server \
 		haproxy:haproxy nc:netcat-openbsd systemd-analyze:systemd openssl:openssl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
-	@# Two at a time crowd each other's deadlines now and then: what failed is run once more, alone, and must pass there.
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(PYTEST_ARGS) \
-		|| $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none
+	@tests/run.sh $(BIN)/python $(PYTEST_ARGS)
 
 bench: .venv/.installed
 	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server mariadbd:mariadb-server

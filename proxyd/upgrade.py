@@ -109,7 +109,7 @@ def execute(agent: Agent, command: list[str], paused_at: float) -> None:
     try:
         inherited = carry.write(carried, os.environ)
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        os.execv(command[0], command)  # noqa: S606  (no shell is what is wanted)
+        os.execv(command[0], command)  # noqa: S606 (no shell is what is wanted)
     except OSError as error:
         raise UpgradeRefused(f"cannot execute {command[0]}: {error.strerror}") from None
     finally:

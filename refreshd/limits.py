@@ -6,8 +6,10 @@ however requests are spread. Pure: the page is a block of words, the clock is pa
 
 On the page each key has a *column*, and in it each worker process a word for each count (its
 *row*). A word has one writer, and is aligned: who adds up the rows sees whole values without a
-lock, late by what others do just now. Two workers that ask in the same microsecond may both get
-the last target; it is counted, so the next one waits longer for it.
+lock, late by what others do just now. A worker that sees much left sets a part of it aside, and
+looks again in the next millisecond: what others take meanwhile is not missing there. So all
+together may get more than is left, by less than half of that; it is counted, so the next ones wait
+longer for it.
 
 The bucket. All that was ever taken is T, the sum of the rows. All that was ever allowed is A:
 

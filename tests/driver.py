@@ -27,6 +27,7 @@ import psutil
 from tests.peer.fake_proxy import FakeProxy
 from tests.peer.raw import Gone, Peer, Reply
 from tests.peer.waiting import PATIENCE_S, UNIT_S, wait_until
+from tools.servers.process import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 _INJECT = ROOT / "tests" / "faults" / "inject"
@@ -71,7 +72,8 @@ class Engine:
         self.process: subprocess.Popen[bytes] | None = None
         self._environment = {**os.environ, **(environment or {})}
         if environment or constants:
-            self._environment["PYTHONPATH"] = str(_INJECT)
+            # The code too: what is injected is imported before the current folder is searched.
+            self._environment["PYTHONPATH"] = os.pathsep.join([str(_INJECT), str(root)])
             self._environment["REFRESHD_CONSTANTS"] = json.dumps(constants or {})
         self._before = list(before)
         self._fds = list(fds)
@@ -118,6 +120,7 @@ class Engine:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
                 pass_fds=self._fds,
             )
         return self.process

@@ -59,7 +59,7 @@ class AdminSession:
     def next_event(self) -> Event | None:
         """The next request, or None: more bytes are needed."""
         word = _WORD.match(self._held)
-        assert word is not None  # noqa: S101 - the pattern matches the empty word
+        assert word is not None  # noqa: S101 (the pattern matches the empty word)
         if word.end() == len(self._held) and any(verb.startswith(word[0]) for verb in _VERBS):
             return None
         if word[0] not in _VERBS or self._held[word.end()] not in b" \r\n":

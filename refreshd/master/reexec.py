@@ -168,7 +168,7 @@ def become(saved: Saved) -> None:
     try:
         for fd in fds:
             os.set_inheritable(fd, True)
-        os.execv(saved.command[0], [*saved.command, "--adopt", str(state_fd)])  # noqa: S606 - no shell, on purpose
+        os.execv(saved.command[0], [*saved.command, "--adopt", str(state_fd)])  # noqa: S606 (no shell is what is wanted)
     finally:
         for fd in fds:
             os.set_inheritable(fd, False)

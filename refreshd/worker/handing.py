@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import resource
 import socket
+import termios
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,6 +41,8 @@ _REST_S = 0.2
 # Descriptors that are not given to whoever connects: for what siblings hand on, for operators, for a
 # sibling's successor. One that comes when there is none for it is lost.
 _KEPT = 16
+# Of these, what siblings hand on leaves so many: it can wait in their sockets, what the master sends cannot.
+_KEPT_FOR_MASTER = 8
 # How long a greeted connection waits for the worker it asked for, while that is being replaced.
 _PATIENCE_S = 5.0
 _RETRY_S = 0.02
@@ -53,7 +57,7 @@ class Handing:
         self._packets: dict[int, socket.socket] = {}
         """The socket on which each sibling is sent what is for it."""
         self._handed_on: dict[int, tuple[int, int]] = {}
-        """Sibling → (connections it showed, how many it was handed since then)."""
+        """Sibling → (connections it showed when none was on its way to it, how many it was handed since)."""
         self._leaving: list[socket.socket] = []
         """Sockets of siblings' predecessors: only read."""
         self._listens = False
@@ -97,14 +101,10 @@ class Handing:
                 return
             self._take_in(sock, f"{address[0]}:{address[1]}")
 
-    def _look_short(self, listener: socket.socket) -> bool:
-        """Whether no more than `_KEPT` descriptors are left: the kernel gives the lowest that is free."""
-        try:
-            lowest = os.dup(listener.fileno())
-            os.close(lowest)
-            short = lowest >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _KEPT
-        except OSError:
-            short = True
+    def _look_short(self, sock: socket.socket, kept: int = _KEPT) -> bool:
+        """Whether no more than `kept` descriptors are left; those who hand on see whether it is `_KEPT`."""
+        left = _descriptors_left(sock)
+        short = left <= _KEPT
         if short and not self.is_short:
             log.warning("no descriptors left, accepting rests", kept=_KEPT)
         elif self.is_short and not short:
@@ -113,7 +113,7 @@ class Handing:
             self.is_short = short
             # Siblings see at once whether connections may be handed on to this worker.
             self._hub.show()
-        return short
+        return left <= kept
 
     def _rest(self) -> None:
         """Stop asking for a while, instead of being woken again at once."""
@@ -154,16 +154,19 @@ class Handing:
         return slot if own > accepting[slot] + max(_SLACK, own // 8) else None
 
     def _on_their_way(self, slot: int, shown: int) -> int:
-        """Connections that were handed on to a sibling since it last showed another number of them.
+        """Connections that were handed on to a sibling, and that it does not show yet.
 
         One that is busy would else be given all that come, and more than it has descriptors for.
         """
         before, sent = self._handed_on.get(slot, (shown, 0))
-        return sent if before == shown else 0
+        if not sent or _is_all_read(self._packets[slot]):
+            self._handed_on[slot] = (shown, 0)
+            return 0
+        return max(sent - max(shown - before, 0), 0)
 
     def _note_handed_on(self, slot: int) -> None:
-        shown = self._hub.scoreboard.read(self._hub.rows[slot]).connections
-        self._handed_on[slot] = (shown, self._on_their_way(slot, shown) + 1)
+        before, sent = self._handed_on[slot]
+        self._handed_on[slot] = (before, sent + 1)
 
     def serve(self, fd: int, *, admin: bool, rest: bytes) -> None:
         """Serves the connection behind a descriptor, beginning with bytes that were read from it."""
@@ -226,6 +229,11 @@ class Handing:
             self._close(packets)
 
     def _on_packet(self, slot: int, packets: socket.socket) -> None:
+        # A predecessor hands on no more than it had descriptors for.
+        if slot != PREDECESSOR and self._look_short(packets, _KEPT_FOR_MASTER):
+            self._hub.loop.remove_reader(packets.fileno())
+            self._hub.loop.call_later(_REST_S, self._read_on, slot, packets)
+            return
         try:
             received = control.receive(packets)
         except (BlockingIOError, ConnectionResetError):
@@ -251,6 +259,10 @@ class Handing:
             return
         for fd in fds:
             os.close(fd)
+
+    def _read_on(self, slot: int, packets: socket.socket) -> None:
+        if packets.fileno() >= 0:
+            self._hub.loop.add_reader(packets.fileno(), self._on_packet, slot, packets)
 
     def send(self, slot: int, message: control.Adopt | control.Move, fd: int, rest: bytes) -> bool:
         """Hands a descriptor on; it stays open here. False: the sibling cannot take it now."""
@@ -288,6 +300,21 @@ class Handing:
             self.forget(slot)
         for packets in self._leaving:
             self._close(packets)
+
+
+def _descriptors_left(sock: socket.socket) -> int:
+    """How many more this process may open, at least: the kernel gives the lowest that is free."""
+    try:
+        lowest = os.dup(sock.fileno())
+        os.close(lowest)
+    except OSError:
+        return 0
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] - lowest
+
+
+def _is_all_read(packets: socket.socket) -> bool:
+    """Whether the other side has read every packet: the kernel counts those that it has not (SIOCOUTQ)."""
+    return not any(fcntl.ioctl(packets, termios.TIOCOUTQ, bytes(4)))
 
 
 def _refuse(sock: socket.socket) -> None:

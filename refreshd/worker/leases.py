@@ -166,6 +166,6 @@ def timing_of(lease_s: float) -> Timing:
 def reachable(address: str) -> str:
     """An address that others can use: one that means any of this machine's is said by the machine's name."""
     host, _, port = address.rpartition(":")
-    if host in ("0.0.0.0", "[::]", ""):  # noqa: S104 (compared)
+    if host in ("0.0.0.0", "[::]", ""):  # noqa: S104 (nothing is bound here)
         return f"{socket.getfqdn()}:{port}"
     return address

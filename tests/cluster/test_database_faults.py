@@ -55,6 +55,8 @@ def test_a_database_that_is_killed_amid_batches_loses_and_doubles_nothing(site: 
     assert site.epochs() == epochs
 
 
+# How long answers take is measured.
+@pytest.mark.alone
 @pytest.mark.parametrize("fault", [_killed, _stopped])
 def test_without_the_database_all_that_needs_none_goes_on(
     site: Site, ledger: Ledger, fault: Callable[[Site], contextmanager[None]]
@@ -82,6 +84,7 @@ def test_without_the_database_all_that_needs_none_goes_on(
                     assert int(reply["retry_ms"]) > 0
                 took_s.append(time.monotonic() - asked)
                 assert peer.ask("ping").ok
+                # The pace at which it is asked.
                 time.sleep(0.05)
             pushed = {task_id for proxy in fleet for task_id in proxy.effects}
             assert pushed >= set(in_hand), "tasks in hand wait for the database"

@@ -20,13 +20,13 @@ def _flush(site: Site) -> None:
 
 
 def _pids(site: Site) -> list[set[int]]:
-    """Of all workers. (A connection may be lost without any fault here: to a disk that stalls for 20 s.)"""
+    """Of all workers."""
     return [engine.pids() for engine in site.engines.values()]
 
 
 @pytest.mark.parametrize("fault", [_restart, _flush])
 def test_what_redis_forgets_is_there_again(site: Site, ledger: Ledger, fault: Callable[[Site], None]) -> None:
-    """Three times, under load: nobody is fenced, one leads, no worker ends, no task is lost or refused."""
+    """Three times, under load: nobody is fenced, one leads; no worker ends, no connection or task is lost."""
     epochs, pids = site.epochs(), _pids(site)
     with site.fleet(ledger):
         with site.load(ledger) as load:
@@ -42,7 +42,7 @@ def test_what_redis_forgets_is_there_again(site: Site, ledger: Ledger, fault: Ca
             ledger.wait_for(100)
         assert site.epochs() == epochs
         assert site.leaders_by_own_account() == [site.wait_together()]
-        assert (_pids(site), ledger.refused) == (pids, {}), load.why_gone
+        assert (_pids(site), load.gone, ledger.refused) == (pids, 0, {}), load.why_gone
         site.settle(ledger)
 
 
@@ -63,7 +63,7 @@ def test_while_redis_is_away_all_goes_on_and_nobody_is_fenced(site: Site, ledger
             site.wait_together()
             ledger.wait_for(100)
         assert site.epochs() == epochs
-        assert (_pids(site), ledger.refused) == (pids, {}), load.why_gone
+        assert (_pids(site), load.gone, ledger.refused) == (pids, 0, {}), load.why_gone
         site.settle(ledger)
 
 

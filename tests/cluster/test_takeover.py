@@ -111,6 +111,8 @@ def test_a_leader_that_was_paused_is_fenced_and_changes_nothing(site: Site, ledg
     assert {proxy.name for proxy in fleet} == set(PROXIES)
 
 
+# What it takes is measured.
+@pytest.mark.alone
 def test_what_a_stopped_engine_leaves_is_taken_over_at_once(site: Site, ledger: Ledger) -> None:
     """It gives its lease up: nobody waits for that to end."""
     leader = site.leader()

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from tests.peer.raw import Address, Gone, Peer, Reply
-from tests.peer.waiting import PATIENCE_S, wait_until
+from tests.peer.waiting import UNIT_S, wait_until
 
 _ASKED_AT_ONCE = 200
 _RETRY_S = 0.05
+# An engine answers within seconds whatever is away. A disk of CI that stalls can keep a commit for 20 s.
+_ANSWER_S = 60 * UNIT_S
 FINAL = ("complete", "failed", "expired", "cancelled")
 
 
@@ -93,8 +95,9 @@ class Ledger:
 class Load:
     """Clients that post in batches without end, and go on after whatever happens. A context manager.
 
-    A batch whose replies did not come is sent again, with the same ids. `pause_s`: between two batches.
-    Ids begin with `stem`: two loads of one engine need two.
+    A batch whose connection ended before its replies is sent again, with the same ids; one that is just
+    not answered is a fault. `pause_s`: between two batches. Ids begin with `stem`: two loads of one engine
+    need two.
     """
 
     def __init__(
@@ -143,12 +146,15 @@ class Load:
         number = 0
         while not self._end.is_set():
             try:
-                with Peer(self._address(), PATIENCE_S) as peer:
+                with Peer(self._address(), _ANSWER_S) as peer:
                     while not self._end.is_set():
                         self._post(peer, [f"{self._stem}{client}.{number}.{i}" for i in range(self._batch)])
                         number += 1
                         self.served.add(client)
                         self._end.wait(self._pause_s)
+            except TimeoutError:
+                self.faults.append(f"client {client} waited {_ANSWER_S:g} s in vain")
+                return
             except (Gone, OSError) as error:
                 self.gone += 1
                 self.why_gone.append(repr(error))

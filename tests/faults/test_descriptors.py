@@ -79,6 +79,28 @@ def test_the_admin_socket_still_answers(engine: Engine) -> None:
             assert engine.admin("stats").ok
 
 
+def test_what_a_sibling_hands_on_leaves_some_for_operators(engine: Engine) -> None:
+    """Who asks for a worker comes to it by its sibling, however many it has; nobody is lost."""
+    with ExitStack() as stack:
+        peers = [stack.enter_context(engine.peer()) for _ in range(_DESCRIPTORS + 20)]
+        for peer in peers:
+            peer.write("hello v=1 role=client worker=1")
+        wait_until(lambda: {line["slot"] for line in engine.logged(_SHORT)} >= {1}, "worker 1 is short")
+        for _ in range(10):
+            assert engine.admin("stats").ok
+        waiting = set(peers)
+        while waiting:
+            answered = {peer for peer in waiting if not peer.is_quiet(0.01)}
+            for peer in answered:
+                reply = peer.reply()
+                # Who waited for long at the other worker is told to come again.
+                assert reply.fields.get("worker", reply.fields.get("code")) in ("1", "unavailable")
+                peer.close()
+            waiting -= answered
+    with engine.peer("worker=1") as peer:
+        peer.ok("ping")
+
+
 def test_a_killed_worker_comes_back_and_its_sibling_hears_of_it(engine: Engine) -> None:
     """The successor is introduced by descriptors too."""
     with engine.peer("worker=1") as peer, ExitStack() as stack:

@@ -47,6 +47,8 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(engine: Engine, ledger:
     ledger.settle(engine.address)
 
 
+# What it takes is measured.
+@pytest.mark.alone
 def test_a_killed_worker_serves_again_within_a_second(engine: Engine) -> None:
     """Row 1: as soon as a process can be there, with no pause before. What that takes is measured beside it.
 

@@ -131,6 +131,7 @@ def test_after_a_failed_sync_nobody_is_answered_and_nothing_is_tried_again(
         _post(owner, saver, 1)
         await owner.wait_for("failed")
         _post(owner, saver, 2)
+        # What must not happen would have happened by then, five times.
         await asyncio.sleep(5 * saver_module.RETRY_S)
         assert (owner.replies, owner.told, lane.tried) == ([], ["failed"], 1)
 

@@ -211,7 +211,10 @@ def test_limits_change_with_a_reload(keyed: Keyed) -> None:
     with start(keyed, "").client() as zero, keyed.client(1) as one:
         assert codes(post(zero, names("free", 100))) == [""] * 100
         keyed.limit("rate = 1\nburst = 10")
-        assert codes(post(one, names("bound", 30))).count("") in (10, 11, 12)
+        began = time.monotonic()
+        accepted = codes(post(one, names("bound", 30))).count("")
+        # Both workers may look at once; and what time gives comes on top.
+        assert 10 <= accepted <= 12 + time.monotonic() - began
         keyed.limit("")
         assert codes(post(one, names("free-again", 100))) == [""] * 100
 

@@ -204,6 +204,7 @@ async def giant_body(visit: Visit) -> None:
 
 
 async def drip(visit: Visit) -> None:
+    """Never silent for long, and never done in time."""
     await visit.request()
     for byte in OK * 100:
         await visit.send(bytes([byte]))
@@ -222,7 +223,7 @@ async def switch(visit: Visit) -> None:
 
 
 async def hang_up(visit: Visit) -> None:
-    await asyncio.sleep(0)
+    """Its end closes the connection."""
 
 
 @pytest.mark.parametrize(
@@ -324,6 +325,7 @@ def test_a_slow_body_is_no_silence_where_answers_are_streamed() -> None:
     async def trickle(visit: Visit) -> None:
         await visit.request()
         await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        # Each byte comes well within the time for an answer, all of them do not.
         for _ in range(10):
             await asyncio.sleep(0.1)
             await visit.send(b"x")
@@ -347,6 +349,7 @@ def test_close_tells_nothing_more() -> None:
             client.put(make_exchange(b"http://h/", PURGE), 5)
             await wait_until(lambda: client.in_flight)
             client.close()
+            # A turn of the loop, in which it might tell of what it had in flight.
             await asyncio.sleep(0)
         assert told == []
 

@@ -178,6 +178,19 @@ def test_what_one_worker_took_the_others_know_at_once() -> None:
     assert refusal(engine.take(worker=0)) == ("limited", 10)
 
 
+@pytest.mark.parametrize("workers", [2, 4, 64])
+def test_what_is_set_aside_is_bounded_counted_and_lasts_a_millisecond(workers: int) -> None:
+    """All have looked when one takes what is left: the worst that can be."""
+    for later_ms in (0, 1):
+        engine = Engine(workers, rate=1, burst=1000)
+        assert sum(engine.burst(1, worker=worker) for worker in range(workers)) == workers
+        assert engine.burst(1000) == 1000 - workers
+        engine.mono_ms += later_ms
+        too_many = sum(engine.burst(1000, worker=worker) for worker in range(1, workers))
+        assert 0 < too_many < 500 if later_ms == 0 else too_many == 0
+        assert engine.usage().spare(engine.mono_ms) == -too_many
+
+
 def test_a_worker_that_looked_long_ago_is_not_left_behind() -> None:
     """One took a while ago, the bucket is full again: the other must not think that it happened just now."""
     engine = Engine(2, rate=100, burst=50)

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from refreshd.limits import Limits, Usage
 from refreshd.scoreboard import SIZE_BYTES, WORKERS_MAX, Row, Scoreboard, quota_row_of
 
 
@@ -98,7 +100,11 @@ except Refused:
 
 
 def test_processes_share_one_quota(fd: int) -> None:
-    """Four at full speed: all of the burst is taken, and a few too many at the most."""
+    """Four at full speed: all of the burst is taken, and too many only by what others had set aside.
+
+    That is an eighth for each of what was left when it looked, for a millisecond (`Usage._look`): here a
+    few hundred at most, however the processes are scheduled. It is a debt that time pays.
+    """
     takers = [
         subprocess.Popen(
             [sys.executable, "-c", _TAKERS, str(fd), str(row)], pass_fds=[fd], stdout=subprocess.PIPE
@@ -106,4 +112,9 @@ def test_processes_share_one_quota(fd: int) -> None:
         for row in range(4)
     ]
     taken = [int(taker.communicate(timeout=60)[0]) for taker in takers]
-    assert 20_000 <= sum(taken) <= 20_000 + 20
+    assert 20_000 <= sum(taken) <= 1.05 * 20_000
+    board = Scoreboard(fd)
+    usage = Usage("acme", board.quotas, 4, Limits(rate_milli=1, burst=20_000))
+    assert usage.spent(0).taken == sum(taken)
+    assert usage.spare(time.monotonic_ns() // 1_000_000) == 20_000 - sum(taken)
+    board.close()

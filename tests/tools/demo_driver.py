@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tools.servers.process import die_with_parent
+
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 90.0
 UP = "Ctrl-C stops all of it."
@@ -64,6 +66,7 @@ def started(mode: str, *options: str) -> Iterator[Demo]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=die_with_parent,
     )
     with process:
         demo = Demo(process)

@@ -204,6 +204,7 @@ def progress_of(capsys: pytest.CaptureFixture[str], *, long: bool) -> str:
         with progress.bar("working", 5) as tell:
             tell(1)
             if long:
+                # This is the long work.
                 await asyncio.sleep(progress.SHOW_AFTER_S * 2 + 0.01)
             tell(5, 10)
 

@@ -321,6 +321,7 @@ def test_slow_bytes(run: Run) -> None:
 
             def slowly(connection: Connection, line: Line) -> None:
                 async def drip() -> None:
+                    # The reply comes slowly: one byte a read.
                     for byte in b"ok now=5\n":
                         connection.write(bytes([byte]))
                         await asyncio.sleep(0.002)

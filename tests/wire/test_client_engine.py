@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driver import Engine
+from tests.driver import PATIENCE_S, Engine
 from wire.client import Client
 from wire.errors import Refused
 from wire.shards import worker_of
@@ -100,8 +100,9 @@ def test_a_watch_outlives_the_worker(engine: Engine) -> None:
                     seen.append(state.state)
 
             watching = asyncio.ensure_future(watch())
-            while not seen:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(PATIENCE_S):
+                while not seen:
+                    await asyncio.sleep(0.01)
             slot = worker_of(b"t0", 2)
             pid = engine.kill_worker(slot)
             await asyncio.to_thread(engine.wait_for_worker, slot, pid)

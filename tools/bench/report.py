@@ -39,9 +39,9 @@ class Row(NamedTuple):
     unit: str
     cpu_us: dict[str, float] = {}  # noqa: RUF012 (a NamedTuple's default is never changed here)
     """Microseconds of CPU an operation, by program."""
-    extra: dict[str, float] = {}  # noqa: RUF012
+    extra: dict[str, float] = {}  # noqa: RUF012 (nor here)
     aims: tuple[Aim, ...] = ()
-    processes_us: dict[str, float] = {}  # noqa: RUF012
+    processes_us: dict[str, float] = {}  # noqa: RUF012 (nor here)
     """The CPU by process."""
 
     def got(self, of: str) -> float:

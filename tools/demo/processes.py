@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tools.servers.process import die_with_parent
 
 #: How long a child may take to stop by itself before it is killed.
 STOP_S = 8.0
 #: Lines of a child's log that are shown when it died.
 LOG_LINES = 12
 
-PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
 
 class ChildDied(Exception):
     """A child ended that should run; the text has its exit code and the end of its log."""
-
-
-def die_with_parent() -> None:
-    """In the child, before exec: get SIGTERM when the parent dies, even if that was killed (prctl(2))."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:

@@ -15,7 +15,7 @@ from tools.demo import settings
 from tools.demo.caches import Kind, free_port
 from tools.demo.http1 import Address, HttpError, Request, Response, Server, fetch
 from tools.demo.origin import Origin
-from tools.demo.processes import Child, die_with_parent
+from tools.demo.processes import Child
 from tools.servers import MariaDb, RedisServer, ServerFailed
 from wire.client import Client
 from wire.errors import WireError
@@ -160,7 +160,6 @@ def share(stack: AsyncExitStack) -> str:
     database, redis = MariaDb(), RedisServer()
     try:
         for server in (database, redis):
-            server.before_exec = die_with_parent
             stack.callback(server.stop)
             server.start()
     except ServerFailed as error:

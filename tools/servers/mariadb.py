@@ -129,6 +129,8 @@ class MariaDb(Server):
             f"--datadir={data}",
             f"--socket={self.socket}",
             f"--pid-file={self.folder / 'pid'}",
+            # Who starts deletes what looks like a temporary table there: not those of another that runs.
+            f"--tmpdir={self.folder}",
             "--bind-address=127.0.0.1",
             f"--port={self.port}",
             *_as_user(),
@@ -159,7 +161,13 @@ def install(data: Path) -> None:
     ]
     with tempfile.TemporaryDirectory(prefix="refreshd-mariadb-") as folder:
         done = subprocess.run(
-            command, capture_output=True, text=True, cwd=folder, timeout=INSTALL_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "TMPDIR": folder},
+            timeout=INSTALL_TIMEOUT_S,
+            check=False,
         )
     if done.returncode:
         raise ServerFailed(f"mariadb-install-db failed:\n{done.stdout[-1000:]}{done.stderr[-1000:]}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +23,18 @@ LOG_TAIL_CHARS = 2000
 # Daemons live in sbin, which is not on the PATH of every user.
 SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 
+PR_SET_PDEATHSIG = 1
+# Looked up before there are threads: a child between fork and exec must not wait for the lock of one.
+_prctl = ctypes.CDLL(None).prctl
+
+
+def die_with_parent() -> None:
+    """In the child, before exec: get SIGTERM when the parent dies, even if that was killed (prctl(2)).
+
+    The parent is the thread that starts it, so that must be one that stays.
+    """
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
 
 def find_program(name: str) -> str:
     """The path of a program. Raises: ServerFailed if it is not installed."""
@@ -35,7 +47,7 @@ def find_program(name: str) -> str:
 class Server:
     """Base of the caches. A subclass says what to run and when it is ready.
 
-    `address` ("127.0.0.1:PORT") is good once `start` has returned.
+    `address` ("127.0.0.1:PORT") is good once `start` has returned. It does not outlive who started it.
     """
 
     name = "server"
@@ -44,8 +56,6 @@ class Server:
         self.folder = Path()
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
-        self.before_exec: Callable[[], object] | None = None
-        """Called in the new process before it becomes the program."""
 
     @property
     def address(self) -> str:
@@ -96,7 +106,7 @@ class Server:
                 cwd=self.folder,
                 # A group of its own: helpers are ended with it, and Ctrl-C reaches us first.
                 start_new_session=True,
-                preexec_fn=self.before_exec,
+                preexec_fn=die_with_parent,
             )
 
     def _wait_ready(self) -> None:

@@ -13,7 +13,7 @@ from refreshd.cluster.acts import Acts, TruthThread
 from refreshd.cluster.takeover import BATCH_UNKNOWN, Estate, Plan
 from refreshd.errors import NotLeader, StoreError, StoreFailed, StoreFenced, StoreUnavailable
 from tests.refreshd.cluster.sql import Row
-from tests.refreshd.cluster.timing import run
+from tests.refreshd.cluster.timing import UNTIL_S, run
 
 
 class FakeTruth:
@@ -169,12 +169,13 @@ def test_a_call_that_does_not_end_is_given_up_and_no_other_is_begun() -> None:
             with pytest.raises(StoreUnavailable, match="has not ended"):
                 await thread.call(lambda: 1)
             goes_on.set()
-            while True:
-                try:
-                    assert await thread.call(lambda: 1) == 1
-                    break
-                except StoreUnavailable:
-                    await asyncio.sleep(0.01)
+            async with asyncio.timeout(UNTIL_S):
+                while True:
+                    try:
+                        assert await thread.call(lambda: 1) == 1
+                        break
+                    except StoreUnavailable:
+                        await asyncio.sleep(0.01)
         finally:
             goes_on.set()
             thread.close()

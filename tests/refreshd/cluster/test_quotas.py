@@ -15,6 +15,7 @@ from refreshd.cluster import quotas
 from refreshd.cluster.quotas import SharedQuotas
 from refreshd.limits import Limits, Share, Spent
 from tests.redis_fixtures import redis_server
+from tests.refreshd.cluster.timing import UNTIL_S, until
 from tools.servers import RedisServer
 
 __all__ = ["redis_server"]
@@ -88,6 +89,7 @@ def test_demand_moves_the_shares(redis_server: RedisServer) -> None:
             one, two = Engine(client, "e1"), Engine(client, "e2")
             for _ in range(4):
                 one.taken += 10_000
+                # In no time at all it would have no rate.
                 await asyncio.sleep(0.01)
                 await one.rounds.round()
                 await two.rounds.round()
@@ -203,8 +205,9 @@ def test_a_redis_that_hangs_holds_nobody_up(
             redis_server.pause()
             assert not await engine.rounds.round()
             redis_server.resume()
-            while not await engine.rounds.round():
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(UNTIL_S):
+                while not await engine.rounds.round():
+                    await asyncio.sleep(0.01)
 
     asyncio.run(run())
 
@@ -230,12 +233,9 @@ def test_rounds_go_on_until_closed(redis_server: RedisServer, monkeypatch: pytes
         async with client_of(redis_server) as client:
             engine = Engine(client, "e1")
             engine.rounds.start()
-            async with asyncio.timeout(10):
-                while engine.share is None:
-                    await asyncio.sleep(0.01)
-                first = engine.share
-                while engine.share is first:
-                    await asyncio.sleep(0.01)
+            await until(lambda: engine.share is not None)
+            first = engine.share
+            await until(lambda: engine.share is not first)
             await engine.rounds.close()
             await engine.rounds.close()
             assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -260,9 +260,7 @@ def test_a_fault_in_a_round_is_not_the_end(
 
             monkeypatch.setattr(engine, "spent", spent)
             engine.rounds.start()
-            async with asyncio.timeout(10):
-                while engine.share is None:
-                    await asyncio.sleep(0.001)
+            await until(lambda: engine.share is not None)
             await engine.rounds.close()
 
     asyncio.run(run())
@@ -277,8 +275,9 @@ def test_closed_at_any_moment_of_a_round(redis_server: RedisServer, monkeypatch:
             async with client_of(redis_server) as client:
                 engine = Engine(client, "e1")
                 engine.rounds.start()
+                # The moment: a little later each time.
                 await asyncio.sleep(turn * 1e-5)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(UNTIL_S):
                     await engine.rounds.close()
 
     asyncio.run(run())

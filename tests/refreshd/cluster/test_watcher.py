@@ -12,7 +12,7 @@ from refreshd.cluster.news import News
 from refreshd.cluster.registry import Registry
 from refreshd.cluster.snapshot import Advert, Snapshot
 from refreshd.cluster.watcher import Watcher
-from tests.refreshd.cluster.timing import NAMES, TIMING, run, until
+from tests.refreshd.cluster.timing import NAMES, TIMING, UNTIL_S, run, until
 from tools.servers import RedisServer
 
 pytestmark = pytest.mark.needs("redis-server")
@@ -89,9 +89,11 @@ def test_news_are_listened_to_again_after_redis_was_away(
             redis_server.kill()
             await news.tell_handout(1)  # Raises nothing.
             redis_server.restart()
-            while not heard:
-                await news.tell_handout(2)
-                await asyncio.sleep(0.01)
+            # Who does not listen yet misses what is said: it is said again.
+            async with asyncio.timeout(UNTIL_S):
+                while not heard:
+                    await news.tell_handout(2)
+                    await asyncio.sleep(0.01)
             assert set(heard) == {2}
         finally:
             await news.close()

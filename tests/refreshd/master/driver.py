@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from tools.servers.process import die_with_parent
 from wire.errors import BadLine
 from wire.lines import parse
 
@@ -56,7 +57,13 @@ class Engine:
         self.fakes.mkdir(parents=True, exist_ok=True)
         self.config = folder / "refreshd.toml"
         self.configure(settings, workers=workers)
-        self.timing = {"heartbeat_timeout_s": 10.0, "end_timeout_s": 0.5, "fast_stop_s": 1.0, **timing}
+        # Who does as it is told is never killed because the machine is busy.
+        self.timing = {
+            "heartbeat_timeout_s": PATIENCE_S,
+            "end_timeout_s": PATIENCE_S,
+            "fast_stop_s": PATIENCE_S,
+            **timing,
+        }
         self.process: subprocess.Popen[bytes] | None = None
         self._started = 0
         self._known: dict[int, psutil.Process] = {}
@@ -105,6 +112,7 @@ class Engine:
                 },
                 stdin=subprocess.DEVNULL,
                 stderr=log,
+                preexec_fn=die_with_parent,
             )
         return self
 

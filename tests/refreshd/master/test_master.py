@@ -164,7 +164,7 @@ def test_a_stopped_worker_is_killed_and_replaced(make_engine: MakeEngine) -> Non
     ],
 )
 def test_a_worker_that_makes_no_sense_is_replaced(make_engine: MakeEngine, behaviour: str, why: str) -> None:
-    engine = make_engine().start_up()
+    engine = make_engine(end_timeout_s=0.5).start_up()
     pid = engine.pid_of(0)
     engine.behave(0, behaviour)
     os.kill(pid, KILL)

@@ -269,7 +269,7 @@ def test_when_both_are_lost_a_new_one_starts_from_the_store(patient: Engine, old
 
 
 def test_an_old_one_that_does_not_end_is_killed(make_engine: MakeEngine) -> None:
-    engine = make_engine()
+    engine = make_engine(end_timeout_s=0.5)
     engine.behave(0, "stubborn")
     engine.start_up()
     engine.behave(0, "ready")

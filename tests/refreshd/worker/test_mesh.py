@@ -288,6 +288,7 @@ def test_one_that_is_no_more_owes_nothing() -> None:
         mesh.forward(2, turn, [0], [b"abc"], b"7 client key", plain=True)
         turn.release()
         asked = asyncio.create_task(mesh.ask_all(b"def", 30))
+        # A turn of the loop for the task to begin, one for what it asks to be on its way.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert mesh.waiting == 2
