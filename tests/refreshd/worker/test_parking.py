@@ -1,0 +1,87 @@
+"""Parking and replay: what may happen between a read and its answer. The rest is in the model of test_engine.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from refreshd.fleet import Proxy
+from refreshd.worker import replay
+from tests.refreshd.worker.core import Core, TableReader
+
+FLEET = [Proxy("a0", "origin", 0, True), Proxy("a1", "origin", 0, True)]
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    """A worker that keeps nothing in memory for proxies that are away, and has parked t0 to t7."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "SLICE_TASKS", 2)
+        core = Core(patch, FLEET, toml="[engine]\npark_above = 0\n")
+        core.post(*[b"post_task task_id=t%d type=url scope=a0 -- http://a/%d" % (n, n) for n in range(8)])
+        core.commit()
+        core.pass_time(2000)
+        core.commit()
+        assert (len(core.engine.tasks), len(core.parking)) == (0, 8)
+        yield core
+
+
+def bring_back(core: Core, serial: int) -> None:
+    """As a cancel or a watch does."""
+    core.parking.take_in([TableReader(core.table)._task(core.table.parked[serial])], set())
+    core.loop.run()
+
+
+def test_what_ends_while_it_is_read_does_not_come_back(core: Core) -> None:
+    first = min(core.table.parked)
+    core.connect("a0", 100)
+    assert core.running, "a read is under way"
+    bring_back(core, first)
+    core.report("a0", b"t0")
+    core.commit()
+    core.read()
+    assert b"t0" not in core.engine.tasks
+    assert core.table.results.keys() == {first}
+    for _ in range(9):
+        core.read()
+    assert core.engine.tasks.keys() == {b"t%d" % number for number in range(1, 8)}
+
+
+def test_a_proxy_that_is_back_before_the_commit_finds_its_tasks_in_memory(core: Core) -> None:
+    core.post(b"post_task task_id=t9 type=url scope=a1 -- http://a/9")
+    core.commit()
+    core.pass_time(100)
+    assert [task.id for task, _ in core.saver.batch.parking] == [b"t9"]
+    core.connect("a1", 100)
+    core.commit()
+    assert core.engine.tasks.keys() == {b"t9"}
+    assert len(core.parking) == 8
+    # It is kept all the same: after a kill it is found there.
+    assert len(core.table.parked) == 9
+
+
+def test_a_read_that_comes_when_the_proxy_is_gone_again_brings_nothing(core: Core) -> None:
+    core.connect("a0", 100)
+    core.disconnect("a0")
+    for _ in range(9):
+        core.read()
+    assert not core.engine.tasks
+    assert not core.running
+    assert len(core.parking) == 8
+
+
+def test_no_more_is_read_than_the_credit_asks_for(core: Core) -> None:
+    core.connect("a0", 1)
+    for _ in range(9):
+        core.read()
+    # One was pushed; so few were left to push that the next slice was read once.
+    assert core.engine.tasks.keys() == {b"t0", b"t1", b"t2", b"t3"}
+
+
+def test_a_task_that_is_watched_stays_in_memory(core: Core) -> None:
+    core.watches.put(b"t0", [(0, 1)])
+    bring_back(core, min(core.table.parked))
+    core.pass_time(2000)
+    core.commit()
+    assert core.engine.tasks.keys() == {b"t0"}
