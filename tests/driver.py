@@ -71,7 +71,8 @@ class Engine:
         self.process: subprocess.Popen[bytes] | None = None
         self._environment = {**os.environ, **(environment or {})}
         if environment or constants:
-            self._environment["PYTHONPATH"] = str(_INJECT)
+            # Faults are injected before a program knows its folder: it would meet an installed engine's code.
+            self._environment["PYTHONPATH"] = f"{_INJECT}{os.pathsep}{root}"
             self._environment["REFRESHD_CONSTANTS"] = json.dumps(constants or {})
         self._before = list(before)
         self._fds = list(fds)
