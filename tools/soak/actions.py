@@ -147,7 +147,7 @@ class Actions:
         with self._tally.faulty():
             rolling = asyncio.create_task(self._engine.refreshctl("reload", "--wait"))
             await asyncio.wait([rolling], timeout=self._rng.uniform(0, self._roll_s))
-            hit = self._hit(before, number)
+            hit = await self._hit(before, number)
             outcome = await rolling
             # One that is stopped may look well until its silence is noticed.
             await self._engine.until(
@@ -157,9 +157,12 @@ class Actions:
         # Whether the reload got through or not: both are fine, but it must have come to an end.
         return "the reload did not end" if outcome.status < 0 else ""
 
-    def _hit(self, before: set[int], number: signal.Signals) -> int:
+    async def _hit(self, before: set[int], number: signal.Signals) -> int:
         """Sends the signal to one of the old processes, or of the new ones; its pid."""
         now = self._engine.children()
+        if number == signal.SIGSTOP:
+            # One that is starting has no heartbeat yet: for its silence the engine has minutes.
+            now &= {int(row["pid"]) for row in await self._engine.rows() if row["state"] != "starting"}
         old, new = sorted(now & before), sorted(now - before)
         pool = self._rng.choice([some for some in (old, new) if some])
         pid = self._rng.choice(pool)
