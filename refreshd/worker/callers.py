@@ -60,7 +60,7 @@ class Caller:
 
     def watch(self, task_id: bytes) -> None:
         """Notes that the connection watches a task. Raises: Refused, `busy`."""
-        if len(self.watching) >= WATCHES_MAX:
+        if len(self.watching) >= WATCHES_MAX and task_id not in self.watching:
             raise Refused("busy", f"a connection watches at most {WATCHES_MAX} tasks", retry_ms=1000)
         self.watching[task_id] = None
 

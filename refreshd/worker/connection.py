@@ -89,6 +89,8 @@ class Connection(asyncio.Protocol):
         self._watch_turns = 0
         """Turns that wait and have a `watch_task` in them: pushes stay behind them."""
         self._behind_bytes = 0
+        self.rewatches = 0
+        """How often it is asked just now what becomes of what it watches, see watching.py."""
         self._zip: Compressor | None = None
         self._unzip: Decompressor | None = None
         self._line_since = 0.0
@@ -394,7 +396,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_quiet(self) -> bool:
         """Whether it owes its peer nothing, and the peer has taken everything."""
-        if self._turns or self._held is not None or self.transport is None:
+        if self._turns or self._held is not None or self.rewatches or self.transport is None:
             return False
         return not self.transport.get_write_buffer_size()
 
@@ -414,6 +416,7 @@ class Connection(asyncio.Protocol):
             unzip_started=self._unzip is not None and self._unzip.started,
             watching=list(caller.watching),
             proxy=None if self.session is None else self.session.pack(),
+            met=self.hub.met if caller.watching else {},
         )
 
     def let_go(self) -> None:

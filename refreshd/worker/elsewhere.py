@@ -164,35 +164,54 @@ class Elsewhere:
         if len(self._watching) >= WATCHES_MAX and stored.id not in self._watching:
             raise Refused("busy", f"{WATCHES_MAX} tasks of other engines are watched", retry_ms=1000)
         caller.watch(stored.id)
+        owner = hub.shards.owner(stored.id)
+        if owner != hub.shards.slot:
+            # The shard was given to another worker while the store was asked.
+            line = b"watch_task task_id=%b" % stored.id
+            return await hub.mesh.ask(owner, line, ASK_S, caller.context())
         hub.watches.add(caller, stored.id)
-        if stored.id not in self._watching:
-            watching = asyncio.get_running_loop().create_task(self._watch(stored))
-            self._watching[stored.id] = watching
-            watching.add_done_callback(lambda _: self._watching.pop(stored.id, None))
+        self._begin(stored.id, stored)
         return await self.answer(stored, _get(stored), lambda s: views.ok(views.describe_stored(s)))
 
-    async def _watch(self, stored: Stored) -> None:
-        """Until the task is final, is here, or nobody here watches it any more."""
+    def follow(self, task_id: bytes) -> None:
+        """The watchers of a task that is not here came with its shard."""
+        self._begin(task_id, None)
+
+    def _begin(self, task_id: bytes, stored: Stored | None) -> None:
+        before = self._watching.get(task_id)
+        if before is None or before.done():
+            watching = asyncio.get_running_loop().create_task(self._watch(task_id, stored))
+            self._watching[task_id] = watching
+            watching.add_done_callback(lambda ended: self._ended(task_id, ended))
+
+    def _ended(self, task_id: bytes, watching: asyncio.Task[None]) -> None:
+        if self._watching.get(task_id) is watching:
+            del self._watching[task_id]
+
+    async def _watch(self, task_id: bytes, now: Stored | None) -> None:
+        """Until it is final, is here, or nobody here watches it any more. `now`: what is known of it."""
         hub = self._cluster.hub
-        now: Stored | None = stored
-        while stored.id in hub.watches:
-            if stored.id in hub.engine.tasks:
-                hub.watches.changed(hub.engine.tasks[stored.id])
+        while task_id in hub.watches:
+            if task_id in hub.engine.tasks:
+                hub.watches.changed(hub.engine.tasks[task_id])
                 return
-            if now is not None and now.result is not None:
-                hub.watches.tell(stored.id, views.stored_push(now), final=True)
-                return
-            if now is not None and await self._follow(now):
-                return
+            if now is None:
+                # If the store does not answer, it is asked again.
+                with contextlib.suppress(StoreError):
+                    now = await hub.queries.find(task_id)
+            if now is not None:
+                if now.result is not None:
+                    hub.watches.tell(task_id, views.stored_push(now), final=True)
+                    return
+                is_over = await self._follow(now)
+                now = None
+                if is_over:
+                    # Unless somebody has come to watch it just now.
+                    continue
             await asyncio.sleep(RETRY_S)
-            try:
-                now = await hub.queries.find(stored.id)
-            except StoreError:
-                # It is asked again.
-                continue
 
     async def _follow(self, stored: Stored) -> bool:
-        """Passes on what the owner tells. Returns whether the task has become final."""
+        """Passes on what the owner tells. Returns whether that was all: it is final, or nobody watches it."""
         client = self._client(stored.owner)
         if client is None:
             return False

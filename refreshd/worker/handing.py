@@ -180,7 +180,7 @@ class Handing:
         connection = self._hub.new_connection(admin=moved.role == "admin", unread=b"")
         connection.arrive(moved)
         await self.connect(fd, connection)
-        self._hub.watch_all_again(connection)
+        self._hub.watching.everywhere(connection)
 
     async def connect(self, fd: int, connection: Connection) -> None:
         """Connects a descriptor with what serves it."""

@@ -48,8 +48,9 @@ from refreshd.worker.saver import Saver
 from refreshd.worker.siblings import Siblings
 from refreshd.worker.turns import Turn
 from refreshd.worker.watches import Watches
+from refreshd.worker.watching import Watching
 from wire.errors import Refused, WireError
-from wire.lines import format_refused, parse
+from wire.lines import format_refused
 from wire.signatures import NonceBook
 
 log = structlog.get_logger()
@@ -83,6 +84,8 @@ class Hub:
         self.row = row_of(shards.slot, side)
         self.rows: dict[int, int] = {}
         """Slot → the row of the scoreboard in which that sibling is."""
+        self.met: dict[int, int] = {}
+        """Slot → the generation of that sibling."""
         self.moves = Moves(self)
         self.stopping = False
         self.connections: dict[int, Connection] = {}
@@ -96,6 +99,7 @@ class Hub:
         self.engine = Engine(config, shards, self.fleet, self, side=side, book=self.quotas.book)
         self.pusher.engine = self.engine
         self.watches = Watches(self.deliver)
+        self.watching = Watching(self)
         self.mesh = Mesh(shards.slot, shards.workers, self, loop)
         self.proxies = Proxies(self)
         self.requests = Requests(self)
@@ -280,6 +284,7 @@ class Hub:
     def sibling(self, peer: control.Peer, stream: socket.socket, packets: socket.socket) -> None:
         """A sibling (or its successor) can be reached over these."""
         self.rows[peer.slot] = row_of(peer.slot, peer.side)
+        self.met[peer.slot] = peer.generation
         self.handing.sibling(peer.slot, packets, succeeds=peer.succeeds)
         # On both ends the new stream is read only once all that came on the old one was.
         succeeds = peer.succeeds and self.moves.taker is None
@@ -299,6 +304,7 @@ class Hub:
     def sibling_retired(self, slot: int) -> None:
         """A sibling is no more: nobody is asked in its place."""
         self.rows.pop(slot, None)
+        self.met.pop(slot, None)
         self.handing.forget(slot)
         self.quotas.retired(slot)
         self.mesh.forget(slot)
@@ -345,30 +351,7 @@ class Hub:
     def mesh_joined(self, slot: int) -> None:
         """See `mesh.MeshOwner`."""
         self.proxies.sibling_joined(slot)
-        for connection in self.connections.values():
-            self._watch_again(connection, slot)
-
-    def watch_all_again(self, connection: Connection) -> None:
-        """A connection has come from a sibling: who owns what it watches is to know where it is now."""
-        for slot in [*self.mesh.others, self.shards.slot]:
-            self._watch_again(connection, slot)
-
-    def _watch_again(self, connection: Connection, slot: int) -> None:
-        """A sibling's successor is to know who watches its tasks; the present state is pushed."""
-        ids = [task_id for task_id in connection.caller.watching if self.shards.owner(task_id) == slot]
-        if not ids:
-            return
-        again = WatchAgain(connection)
-        turn = Turn(again)
-        turn.parts = [b""] * len(ids)
-        lines = [b"watch_task task_id=%b" % task_id for task_id in ids]
-        if slot == self.shards.slot:
-            turn.parts = []
-            self.requests.run(connection.caller, turn, lines, plain=True)
-        else:
-            context = connection.caller.context()
-            self.mesh.forward(slot, turn, list(range(len(ids))), lines, context, plain=True)
-        turn.release()
+        self.watching.sibling_forgot(slot)
 
     def mesh_left(self, slot: int) -> None:
         """See `mesh.MeshOwner`."""
@@ -445,18 +428,3 @@ class Hub:
         self.queries.close()
         self.parking.close()
         return saved
-
-
-class WatchAgain:
-    """Turns the replies to repeated `watch_task` requests into pushes."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def turn_done(self, turn: Turn) -> None:
-        """See `turns.TurnOwner`."""
-        for part in turn.parts:
-            if part.startswith(b"ok "):
-                fields = parse(part.rstrip(b"\n")).fields
-                push = "!state task_id={task_id} state={state} done={done} failed={failed} total={total}\n"
-                self._connection.push(push.format(**fields).encode())

@@ -311,12 +311,12 @@ class Mesh:
             turn.parts[place] = part
         turn.release()
 
-    async def ask(self, slot: int, line: bytes, deadline_s: float) -> bytes:
-        """Asks one sibling something on this worker's own behalf. Raises: TimeoutError."""
+    async def ask(self, slot: int, line: bytes, deadline_s: float, context: bytes = b"") -> bytes:
+        """Asks one sibling something on this worker's own behalf, or a caller's. Raises: TimeoutError."""
         asked = _Asked(self._loop)
         turn = Turn(asked)
         turn.parts.append(b"")
-        self.forward(slot, turn, [0], [line], b"", plain=False)
+        self.forward(slot, turn, [0], [line], context, plain=False)
         turn.release()
         async with asyncio.timeout(deadline_s):
             return await asked.answer

@@ -205,6 +205,8 @@ class Siblings:
             self.hub.watches.forget(int(line.fields["slot"]), int(line.fields["connection"]))
             if self.hub.moves.giver is not None:
                 self.hub.mesh.tell(raw, SUCCESSOR)
+        elif line.verb == "watch_again":
+            self.hub.watching.sibling_forgot(slot)
         else:
             log.warning("a sibling of another version says", verb=line.verb)
 

@@ -8,7 +8,8 @@ only, and closed when even those pile up (see connection.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from zlib import crc32
 
 from refreshd.task import FINAL, Task
 from refreshd.worker.callers import Caller
@@ -42,6 +43,11 @@ class Watches:
         for who in watchers:
             self._unwatch(who, task_id)
         return watchers
+
+    def take_of(self, shards: Container[int]) -> list[tuple[bytes, list[tuple[int, int]]]]:
+        """As `take`, all of some shards that are left: of tasks that another engine has."""
+        ids = [task_id for task_id in self._watchers if crc32(task_id) & 63 in shards]
+        return [(task_id, self.take(task_id)) for task_id in ids]
 
     def put(self, task_id: bytes, watchers: list[tuple[int, int]]) -> None:
         """The watchers of a task that came from another process."""

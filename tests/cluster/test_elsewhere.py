@@ -94,6 +94,26 @@ def test_a_watch_tells_what_happens_at_the_owner(site: Site, peers: tuple[Peer, 
                 assert (push.fields["done"], push.fields["total"]) == ("1", "1")
 
 
+def test_a_watch_goes_with_its_connection_and_its_shard_when_workers_are_replaced(site: Site) -> None:
+    """Of a task that another engine has: both workers of the watchers' engine give it on."""
+    ids = [owned_by(worker, "rolled")[0] for worker in (0, 1)]
+    with site["e1"].peer() as here, site["e2"].peer("worker=0") as one, site["e2"].peer("worker=1") as two:
+        for task_id in ids:
+            here.post(task_id, "type=url due=4000000000")
+            for watcher in (one, two):
+                assert watcher.ok(f"watch_task task_id={task_id}")["state"] == "pending"
+        site["e2"].roll()
+        site["e2"].wait_whole()
+        for task_id in ids:
+            here.ok(f"cancel_task task_id={task_id}")
+        for watcher in (one, two):
+            left = set(ids)
+            while left:
+                push = watcher.push().fields
+                if push["state"] == "cancelled":
+                    left.discard(push["task_id"])
+
+
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 def test_a_watch_follows_its_task_through_a_take_over(site: Site, ledger: Ledger, fault: str) -> None:
     """The watcher is at the engine that takes the task, and at a worker that does not own its shard."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from tools.soak.engine import Engine
+from tools.soak.engine import Engine, Outcome
 from tools.soak.tally import Tally
 
 # A worker that is stopped is killed after so long without a beat. Longer than what two noisy cores do to one.
@@ -23,6 +23,9 @@ _REPLACED_S = 30.0
 _WHOLE_S = 90.0
 # How long a roll may last that a fault is put into the middle of, when none was seen yet.
 _FIRST_ROLL_S = 4.0
+# How soon tasks and connections have moved, once a new worker is there; and how closely that is looked for.
+_MOVES_S = 0.1
+_POLL_S = 0.005
 _LINE_MAX = 1 << 20
 # What is wrong, and a word that the refusal must have beside the number of the line.
 _BROKEN = (
@@ -146,8 +149,8 @@ class Actions:
         self._change()
         with self._tally.faulty():
             rolling = asyncio.create_task(self._engine.refreshctl("reload", "--wait"))
-            await asyncio.wait([rolling], timeout=self._rng.uniform(0, self._roll_s))
-            hit = self._hit(before, number)
+            await self._moment(rolling, before)
+            hit = await self._hit(before, number)
             outcome = await rolling
             # One that is stopped may look well until its silence is noticed.
             await self._engine.until(
@@ -157,9 +160,25 @@ class Actions:
         # Whether the reload got through or not: both are fine, but it must have come to an end.
         return "the reload did not end" if outcome.status < 0 else ""
 
-    def _hit(self, before: set[int], number: signal.Signals) -> int:
+    async def _moment(self, rolling: asyncio.Task[Outcome], before: set[int]) -> None:
+        """Waits for some moment of a roll; every other time for one while things move, which is soon over."""
+        if self._rng.random() < 0.5:
+            await asyncio.wait([rolling], timeout=self._rng.uniform(0, self._roll_s))
+            return
+        while not rolling.done() and not await self._ready() - before:
+            await asyncio.wait([rolling], timeout=_POLL_S)
+        await asyncio.wait([rolling], timeout=self._rng.uniform(0, _MOVES_S))
+
+    async def _ready(self) -> set[int]:
+        """The workers that are not starting."""
+        return {int(row["pid"]) for row in await self._engine.rows() if row["state"] != "starting"}
+
+    async def _hit(self, before: set[int], number: signal.Signals) -> int:
         """Sends the signal to one of the old processes, or of the new ones; its pid."""
         now = self._engine.children()
+        if number == signal.SIGSTOP:
+            # One that is starting has no heartbeat yet: for its silence the engine has minutes.
+            now &= await self._ready()
         old, new = sorted(now & before), sorted(now - before)
         pool = self._rng.choice([some for some in (old, new) if some])
         pid = self._rng.choice(pool)

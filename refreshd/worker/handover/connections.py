@@ -53,7 +53,8 @@ class Moved(msgspec.Struct, frozen=True, array_like=True):
     """A connection in the middle of its life.
 
     `unread` is the beginning of a line, uncompressed; `chunk` the beginning of a
-    compressed chunk, None where the connection is not compressed.
+    compressed chunk, None where the connection is not compressed. `met`: the siblings that
+    may know what it watches, by slot the generation.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Moved(msgspec.Struct, frozen=True, array_like=True):
     unzip_started: bool
     watching: list[bytes]
     proxy: MovedProxy | None
+    met: dict[int, int] = {}
 
 
 _decoder = msgspec.msgpack.Decoder(Moved)

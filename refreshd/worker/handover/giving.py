@@ -208,6 +208,7 @@ class ShardGiver:
             for task in some:
                 hub.engine.release(task)
             await asyncio.sleep(0)
+        watches += hub.watches.take_of(step)
         copier.forget(step)
         self.given += len(tasks)
         return watches

@@ -84,7 +84,7 @@ class Taker:
             case frames.Link(name, via, up):
                 self._link(name, via, up)
             case frames.SiblingGone(slot):
-                self.hub.watches.forget_worker(slot)
+                self._sibling_gone(slot)
             case frames.State():
                 self._know(frame)
             case frames.Moving():
@@ -107,6 +107,12 @@ class Taker:
         pusher.detach(pusher.links.get(name))
         if up:
             pusher.attach(Link.await_(name, via), moved=True)
+
+    def _sibling_gone(self, slot: int) -> None:
+        """The predecessor has seen a sibling die."""
+        if slot not in self.hub.mesh.siblings:
+            # Of whom this worker has met it knows itself; by now its successor's connections may watch here.
+            self.hub.watches.forget_worker(slot)
 
     def _know(self, frame: frames.State) -> None:
         hub = self.hub
@@ -150,6 +156,11 @@ class Taker:
         if moved.proxy is not None:
             self._proxies[moved.number] = moved.proxy
         await hub.handing.connect(fd, connection)
+        hub.watching.moved_in(connection, moved.met)
+        if self.phase is Phase.ENDED:
+            # What was kept for it was lost when the predecessor died.
+            connection.abort()
+            return
         self._arrived += 1
         reached("adopting")
         self._maybe_end()

@@ -58,6 +58,8 @@ class ShardTaker:
             hub.saver(lane).lane.give_ids([entry for entry in frame.ids if hub.shards.lane(entry[1]) == lane])
         for task_id, watchers in frame.watches:
             hub.watches.put(task_id, watchers)
+            if task_id not in hub.engine.tasks:
+                hub.cluster.elsewhere.follow(task_id)
         hub.shards.give(frame.shards, hub.shards.slot)
         reached("owning")
 

@@ -50,6 +50,7 @@ async def take_back(hub: Hub, shards: list[int], gone: int) -> None:
     hub.moves.end()
     hub.proxies.push_again()
     hub.mesh.ask_held()
+    await hub.watching.forgotten_here()
     ms = round((time.monotonic() - began) * 1000)
     log.info("taken back", shards=len(shards), tasks=tasks, ms=ms)
     hub.say(control.Resumed(tasks, ms))

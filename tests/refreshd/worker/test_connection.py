@@ -110,3 +110,11 @@ def test_half_a_line_is_not_late_while_nobody_reads(
     connection.data_received(b"ng\n")
     hub.answer()
     assert transport.written == b"ok\n" * (PENDING_MAX + 2)
+
+
+def test_one_that_hears_just_now_what_became_of_what_it_watches_does_not_move(
+    connection: Connection,
+) -> None:
+    assert connection.is_quiet
+    connection.rewatches += 1
+    assert not connection.is_quiet

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -38,6 +40,15 @@ class WatchesAgainstPairs(RuleBasedStateMachine):
     def forget_worker(self, slot: int) -> None:
         self.watches.forget_worker(slot)
         self.pairs = {pair for pair in self.pairs if pair[0][0] != slot}
+
+    @rule(shards=st.sets(st.sampled_from([crc32(task_id) % 64 for task_id in (b"a", b"b", b"c")])))
+    def go_elsewhere_and_come_back(self, shards: set[int]) -> None:
+        taken = self.watches.take_of(shards)
+        pairs = {(who, task_id) for task_id, watchers in taken for who in watchers}
+        assert pairs == {pair for pair in self.pairs if crc32(pair[1]) % 64 in shards}
+        assert not any(task_id in self.watches for task_id, _ in taken)
+        for task_id, watchers in taken:
+            self.watches.put(task_id, watchers)
 
     @rule(task_id=ids, state=st.sampled_from(list(State)[1:]))
     def change(self, task_id: bytes, state: State) -> None:
