@@ -107,8 +107,8 @@ class Replay:
     def _unread(self) -> int:
         """About how many tasks the link has still to read in replay logs of this priority."""
         unread = 0
-        for log_, cursor in self._link.waiting[self.priority].items():
-            if log_.is_replay:
+        for log_, cursor in self._link.cursors.items():
+            if log_.is_replay and log_.priority == self.priority:
                 segments = log_.tail.number - cursor.segment.number
                 unread += segments * 256 + len(log_.tail.tasks) - cursor.offset
         return unread

@@ -1,4 +1,4 @@
-"""Parking and replay: what may happen between a read and its answer. The rest is in the model of test_engine.py."""
+"""Parking and replay: what happens between a read and its answer. The model is in test_engine.py."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def core() -> Iterator[Core]:
     """A worker that keeps nothing in memory for proxies that are away, and has parked t0 to t7."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "SLICE_TASKS", 2)
+        patch.setattr(replay, "_SHARE_MIN", 1)
         core = Core(patch, FLEET, toml="[engine]\npark_above = 0\n")
         core.post(*[b"post_task task_id=t%d type=url scope=a0 -- http://a/%d" % (n, n) for n in range(8)])
         core.commit()
