@@ -14,8 +14,8 @@ being parked by PARK_ROWS; what is read back by the credit of the proxy (replay.
 EXPIRE_ROWS. When the store does not answer, nothing is parked, and memory fills up to
 `engine.tasks_max`; what is to be read is read later.
 
-While shards move nothing is parked or brought back: the tasks in memory move, and
-whoever has the shards then counts what is parked.
+While shards move nothing is parked, and nothing brought back but what is asked for: the tasks in
+memory move, and whoever has the shards then counts what is parked.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from refreshd.task import Task
 from refreshd.worker.loading import TaskReader
 from refreshd.worker.parked import Group, GroupKey, group_number, key_of, pack, unpack
 from refreshd.worker.replay import Replay
+from wire.errors import Refused
 
 if TYPE_CHECKING:
     from refreshd.worker.hub import Hub
@@ -219,17 +220,25 @@ class Parking:
     async def fetch(self, task_id: bytes) -> Task | None:
         """A task of this worker, brought into memory if it is parked; None: it is neither.
 
-        Raises: StoreError.
+        Also while shards move, as long as the task's is here.
+        Raises: StoreError; Refused, `busy`, when it is no longer.
         """
         hub = self.hub
+        engine = hub.engine
         with self.reading() as ended:
             stored = await hub.queries.find(task_id)
-            if stored is not None and stored.parked is not None and not hub.engine.moving:
-                plan = self._keep_plan(Plan.from_text(stored.plan))
-                row = ParkedTask(plan.number, stored.body, stored.parked)
-                hub.engine.clock.turn()
-                self.take_in([row], ended)
-        return hub.engine.tasks.get(task_id)
+            here = engine.tasks.get(task_id)
+            if here is not None or stored is None or stored.parked is None or stored.serial in ended:
+                return here
+        if not hub.shards.owns(task_id):
+            raise Refused("busy", "the task is on its way to another process; ask again", retry_ms=500)
+        plan = self._keep_plan(Plan.from_text(stored.plan))
+        engine.clock.turn()
+        taken = self.take_in([ParkedTask(plan.number, stored.body, stored.parked)], set())
+        if engine.on_saved is not None:
+            # Who gives its shard away is to copy it.
+            engine.on_saved(taken)
+        return engine.tasks.get(task_id)
 
     @contextmanager
     def reading(self) -> Iterator[set[int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from zlib import crc32
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from tests.driver import Engine, wait_until
 from tests.faults.ledger import Ledger
 from tests.peer.fake_proxy import FakeProxy
-from tests.peer.raw import Peer, owned_by
+from tests.peer.raw import Peer, Reply, owned_by
 
 PROXIES = ("p1", "p2")
 IN_MEMORY = 20
@@ -248,3 +250,34 @@ def test_a_proxy_is_given_all_where_it_may_or_can_not_drop(ledger: Ledger, greet
                 assert p1.ok(f"report state=failed task_id={drop} done=0 failed=1 error=no")
             pushed = [push.fields["task_id"] for push in p1.pushed(100)]
             assert pushed == list(ledger.acknowledged)
+
+
+def test_parked_tasks_are_cancelled_and_watched_during_rolls(
+    engine: Engine, ledger: Ledger, p2: FakeProxy
+) -> None:
+    """Whichever process has them just then; whoever is told to ask again does so."""
+    ids = park(engine, ledger, 2000)
+    watched: set[str] = set()
+    with engine.peer() as peer, engine.peer() as watcher, ThreadPoolExecutor(1) as pool:
+        roll = pool.submit(engine.roll)
+        while not roll.done():
+            watched.add(ids[-1])
+            until_ok(watcher, f"watch_task task_id={ids.pop()}")
+            assert until_ok(peer, f"cancel_task task_id={ids.pop()}")["state"] == "cancelled"
+        roll.result()
+        assert len(watched) > 10
+        with engine.proxy("p1", on_effect=ledger.effect):
+            while watched:
+                push = watcher.push()
+                assert push.fields["state"] in ("active", "complete")
+                if push.fields["state"] == "complete":
+                    watched.remove(push.fields["task_id"])
+            ledger.settle(engine.address)
+
+
+def until_ok(peer: Peer, request: str) -> Reply:
+    """As a client does that is told to ask again."""
+    while not (reply := peer.ask(request)).ok:
+        assert reply.code == "busy", reply
+        time.sleep(int(reply["retry_ms"]) / 1000)
+    return reply

@@ -1,4 +1,4 @@
-"""A million tasks for a proxy that is away: the memory they take, and how fast they go to it when it is back."""
+"""A million tasks for a proxy that is away: the memory they take, and how fast they go to it later."""
 
 from __future__ import annotations
 
