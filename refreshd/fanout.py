@@ -160,7 +160,8 @@ class Log:
         segment.tasks.append(task)
         segment.live += 1
         self.live += 1
-        if task.count != 1:
+        if task.count != 1 or self.is_replay:
+            # What was parked is not owed by all.
             segment.uniform = False
         if not segment.deadline_ms or task.deadline_ms < segment.deadline_ms:
             segment.deadline_ms = task.deadline_ms

@@ -128,8 +128,8 @@ class Engine:
         """Whether shards move: some of this worker's belong to another process just now."""
         self.on_saved: Callable[[list[Task]], None] | None = None
         """Told, while shards move, which tasks have come to stable storage."""
-        self.ends: list[set[int]] = []
-        """Whoever reads unfinished tasks out of the store just now is told here which ones end meanwhile."""
+        self.changes: list[set[int]] = []
+        """Whoever reads parked tasks out of the store just now is told here which ones change meanwhile."""
         self.fatal: Callable[[str], None] = _exit_at_once
         self.wheel: Wheel[Task | Segment] = Wheel(self.clock.mono_ms)
         self.serials = SerialClock(shards.slot, side=side)
@@ -506,8 +506,8 @@ class Engine:
         task.move(state)
         self.counters.finished[state] += 1
         self._forget(task)
-        for ends in self.ends:
-            ends.add(task.serial)
+        for changed in self.changes:
+            changed.add(task.serial)
         self._listener.task_changed(task)
         for answer in self._wait_for_end.pop(task.id, ()):
             answer(task)

@@ -53,6 +53,7 @@ LOOK_TASKS = 4_000
 PARK_ROWS = 2_000
 EXPIRE_EVERY_MS = 1_000
 EXPIRE_ROWS = 1_000
+TRIM_EVERY_MS = 30_000
 # Ends that may wait for the store while more tasks are expired.
 _ENDS_WAITING = 4_000
 _RETRY_S = 1.0
@@ -80,6 +81,9 @@ class Parking:
         """How far each log was looked through."""
         self._expire_ms = 0
         self._expiring = False
+        self._trim_ms = self._started_ms + TRIM_EVERY_MS
+        self._added: set[int] = set()
+        """Groups that tasks were added to since they were counted last."""
         self._recounts = 0
         self._tasks = TaskReader()
         self._readers: dict[int, Reader] = {}
@@ -154,12 +158,17 @@ class Parking:
             layer = task.layer
             if layer not in presents:
                 presents[layer] = self._present(layer)
-            key = key_of(task)
-            if group_mask_differs(row, key) or not self._may_park(task, presents[layer]):
+            if not self._may_park(task, presents[layer]):
+                continue
+            group = self._group(key_of(task))
+            if pack(task, group, self.wall_offset_ms) != row:
+                # It was pushed meanwhile, or reported.
                 continue
             engine.park(task)
-            group = self._group(key)
+            for changed in engine.changes:
+                changed.add(task.serial)
             group.add(task.serial)
+            self._added.add(group.number)
             self.groups[group.number] = group
         if not self._under_way:
             self.sweep()
@@ -225,11 +234,14 @@ class Parking:
         """
         hub = self.hub
         engine = hub.engine
-        with self.reading() as ended:
-            stored = await hub.queries.find(task_id)
-            here = engine.tasks.get(task_id)
-            if here is not None or stored is None or stored.parked is None or stored.serial in ended:
+        while True:
+            with self.reading() as changed:
+                stored = await hub.queries.find(task_id)
+                here = engine.tasks.get(task_id)
+            if here is not None or stored is None or stored.parked is None:
                 return here
+            if stored.serial not in changed:
+                break
         if not hub.shards.owns(task_id):
             raise Refused("busy", "the task is on its way to another process; ask again", retry_ms=500)
         plan = self._keep_plan(Plan.from_text(stored.plan))
@@ -242,20 +254,23 @@ class Parking:
 
     @contextmanager
     def reading(self) -> Iterator[set[int]]:
-        """While parked tasks are read: the serials of those that end meanwhile, and must not come back."""
-        ends: set[int] = set()
-        self.hub.engine.ends.append(ends)
-        try:
-            yield ends
-        finally:
-            self.hub.engine.ends.remove(ends)
+        """While parked tasks are read: the serials of those that end or are parked meanwhile.
 
-    def take_in(self, rows: Iterable[ParkedTask], ended: set[int]) -> list[Task]:
+        What was read of these is out of date, and must not come back.
+        """
+        changed: set[int] = set()
+        self.hub.engine.changes.append(changed)
+        try:
+            yield changed
+        finally:
+            self.hub.engine.changes.remove(changed)
+
+    def take_in(self, rows: Iterable[ParkedTask], changed: set[int]) -> list[Task]:
         """Brings what was just read into memory; returns that. Their plans are known, see `plans_of`."""
         engine, shards = self.hub.engine, self.hub.shards
         taken: list[Task] = []
         for plan, body, row in rows:
-            if row.serial in ended:
+            if row.serial in changed:
                 continue
             task = self._tasks.read(body, self._plans[plan], row.serial)
             if task.id in engine.tasks or not shards.owns(task.id):
@@ -305,14 +320,17 @@ class Parking:
         try:
             while not engine.moving:
                 now_ms = engine.clock.mono_ms + self.wall_offset_ms
-                with self.reading() as ended:
+                with self.reading() as changed:
                     rows = await self.in_thread(self._read_due, now_ms)
                     await self.plans_of(rows)
                     engine.clock.turn()
-                    if engine.moving or not self.take_in(rows, ended):
+                    if engine.moving or not self.take_in(rows, changed):
                         break
                 while sum(saver.waiting for saver in engine.savers.values()) > _ENDS_WAITING:
                     await self.hub.catch_up()
+            if engine.clock.mono_ms >= self._trim_ms:
+                self._trim_ms = engine.clock.mono_ms + TRIM_EVERY_MS
+                await self._trim()
         except StoreError as error:
             self.unread(error)
         finally:
@@ -355,6 +373,19 @@ class Parking:
             if link.replay is None:
                 self.returned(link)
             self.hub.pusher.due(link)
+
+    async def _trim(self) -> None:
+        """Corrects counts that are too high: after a hand-over they include tasks that are in memory."""
+        self._added.clear()
+        counts, _ = await self.in_thread(self._read_counts)
+        tasks: dict[int, int] = {}
+        for count in counts:
+            tasks[count.group] = tasks.get(count.group, 0) + count.tasks
+        for number in self.groups.keys() - self._added:
+            group = self.groups[number]
+            group.tasks = min(group.tasks, tasks.get(number, 0))
+            if not group.tasks:
+                self.empty(group)
 
     def _read_counts(self) -> tuple[list[ParkedCount], dict[int, str]]:
         counts: list[ParkedCount] = []
@@ -404,9 +435,3 @@ class Parking:
 def _order(log_: Log) -> tuple[int, int, int]:
     """What is least urgent leaves memory first."""
     return log_.priority, log_.layer.plan.number, log_.layer.number
-
-
-def group_mask_differs(row: Parked, key: GroupKey) -> bool:
-    """Whether a task has come further than what was kept of it."""
-    layer, _, mask = key
-    return row.mask != mask or layer.plan.layers[row.layer] is not layer

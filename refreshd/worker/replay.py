@@ -121,13 +121,13 @@ class Replay:
         parking = self._parking
         try:
             while not self._is_over():
-                with parking.reading() as ended:
+                with parking.reading() as changed:
                     rows = await parking.in_thread(self._read_slice)
                     await parking.plans_of(rows)
                     if self._is_over():
                         return
                     parking.hub.engine.clock.turn()
-                    taken = parking.take_in(rows, ended)
+                    taken = parking.take_in(rows, changed)
                     self.tasks += len(taken)
                     self._do_by_drop(taken)
                 if rows:

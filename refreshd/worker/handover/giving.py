@@ -64,7 +64,7 @@ class ShardGiver:
         self._in_place = in_place
         self._shards = list(shards)
         self._copier = Copier(hub.engine, frozenset(self._shards))
-        self._is_partly_sent = False
+        self.is_partly_sent = False
         """Whether tasks of the frozen shards are no longer here, and the shards not yet the other's."""
 
     async def give_all(self) -> None:
@@ -130,7 +130,7 @@ class ShardGiver:
             self.talk.send(frames.Owned(step, await ids, watches))
         finally:
             ids.cancel()
-        self._is_partly_sent = False
+        self.is_partly_sent = False
         hub.shards.give(step, self.talk.slot)
         hub.mesh.thaw(self.talk.slot)
         reached("owned")
@@ -199,7 +199,7 @@ class ShardGiver:
         self.talk.send(copier.copy(copier.take_new(step)))
         tasks = copier.tasks(step)
         watches: Watchers = []
-        self._is_partly_sent = True
+        self.is_partly_sent = True
         for at in range(0, len(tasks), SEND_TASKS):
             some = tasks[at : at + SEND_TASKS]
             # Packed and released in one go: what is here can still be pushed, what was sent cannot.
@@ -224,7 +224,7 @@ class ShardGiver:
         hub = self.hub
         hub.engine.on_saved = None
         step = hub.shards.with_owner(FROZEN)
-        if not self._is_partly_sent:
+        if not self.is_partly_sent:
             hub.shards.give(step, hub.shards.slot)
             hub.mesh.thaw_here()
             return

@@ -86,6 +86,9 @@ class Resharing:
             try:
                 await giver.give_all()
             except (CannotGive, Refused) as error:
+                if giver.is_partly_sent:
+                    # Some of a step is there, some nowhere: all workers begin anew from the store.
+                    self.hub.engine.fatal(f"shards are between two workers: {error}")
                 if attempt == TRIES - 1:
                     raise
                 log.warning("shards not given, trying again", to=to, why=str(error))

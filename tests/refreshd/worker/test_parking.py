@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from refreshd.fleet import Proxy
-from refreshd.worker import replay
+from refreshd.worker import parking, replay
 from tests.refreshd.worker.core import Core, TableReader
 
 FLEET = [Proxy("a0", "origin", 0, True), Proxy("a1", "origin", 0, True)]
@@ -86,3 +86,19 @@ def test_a_task_that_is_watched_stays_in_memory(core: Core) -> None:
     core.pass_time(2000)
     core.commit()
     assert core.engine.tasks.keys() == {b"t0"}
+
+
+def test_counts_that_are_too_high_are_corrected(core: Core) -> None:
+    """As after a hand-over: what is in memory and was parked before is counted, too."""
+    (group,) = core.parking.groups.values()
+    group.tasks += 5
+    core.pass_time(parking.TRIM_EVERY_MS)
+    for _ in range(9):
+        core.read()
+    assert len(core.parking) == 8
+    group.tasks = 1
+    core.table.parked.clear()
+    core.pass_time(parking.TRIM_EVERY_MS)
+    for _ in range(9):
+        core.read()
+    assert not core.parking.groups
