@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol
 from zlib import crc32
 
 import structlog
@@ -24,9 +23,18 @@ from refreshd.fanout import EncodedSegments, Log, Segment
 from refreshd.fleet import Fleet, Layer
 from refreshd.limits import Book
 from refreshd.shard import SerialClock, ShardMap
-from refreshd.store.base import Parked
 from refreshd.task import State, Task, Terms, push_line, read_terms
 from refreshd.timers import Wheel
+from refreshd.worker.accepting import (
+    BUSY_RETRY_MS,
+    accepted_reply,
+    check_domains,
+    conflict,
+    dup_reply,
+    same_content,
+    unavailable,
+)
+from refreshd.worker.listener import Listener
 from refreshd.worker.oldest import Oldest
 from refreshd.worker.saver import SaveBatch, Saver
 from refreshd.worker.turns import Turn
@@ -38,39 +46,9 @@ from wire.tasks import check_targets
 
 log = structlog.get_logger()
 
-BUSY_RETRY_MS = 200
 DRAIN_RETRY_MS = 1000
 # A jump of the wall clock by more than this re-dates the tasks that wait for their due time.
 CLOCK_JUMP_MS = 1000
-
-
-# In the place of a key's domains.
-_UNKNOWN_KEY = ("",)
-
-
-class Listener(Protocol):
-    """Who is told what becomes of tasks: pusher, watchers."""
-
-    def log_made(self, log: Log) -> None:
-        """There is a new log; whoever reads it is to be attached."""
-
-    def log_gone(self, log: Log) -> None:
-        """A log is no more; it was empty."""
-
-    def log_grew(self, log: Log) -> None:
-        """A task was appended to a log."""
-
-    def task_changed(self, task: Task) -> None:
-        """A task has another state or other counts, for all to see."""
-
-    def tasks_parked(self, parking: list[tuple[Task, Parked]], kept: bool) -> None:
-        """What was to be kept of tasks that may leave memory is on stable storage, or is not."""
-
-    def task_withdrawn(self, task: Task) -> None:
-        """A task that may have been pushed is closing without its proxies having ended it."""
-
-    def id_is_finished(self, task: Task, serial: int, turn: Turn, place: int) -> None:
-        """The id of a new task belongs to the finished task `serial`: fill the turn's place."""
 
 
 class Clock:
@@ -172,8 +150,11 @@ class Engine:
                 items = split_targets(targets)
                 check_targets(terms.type, items)
                 count = len(items)
-        if key is not None and self._domains.get(key, _UNKNOWN_KEY):
-            self._check_domains(key, terms, raw)
+        if key is not None:
+            domains = self._domains.get(key)
+            # Without any it may touch all.
+            if domains != ():
+                check_domains(key, domains, terms, raw)
         known = self.tasks.get(task_id)
         if known is not None:
             self._post_known(turn, known, terms, raw)
@@ -208,29 +189,12 @@ class Engine:
         check_targets(terms.type, items)
         return line.fields["task_id"].encode(), terms, len(items), raw.removesuffix(b"\r")
 
-    def _check_domains(self, key: str, terms: Terms, raw: bytes) -> None:
-        """Raises: Refused, `denied`, for a URL outside the key's domains."""
-        domains = self._domains.get(key, _UNKNOWN_KEY)
-        if domains is _UNKNOWN_KEY:
-            # The sibling that greeted it was configured a moment sooner, or later.
-            raise Refused("busy", f"the keys change; {key} is not known here", retry_ms=BUSY_RETRY_MS)
-        if terms.type == "tag":
-            raise Refused("denied", f"key {key} is bound to domains, and a tag has none")
-        for target in parse(raw).items or ():
-            host = target.split("://", 1)[1].partition("/")[0].partition("?")[0]
-            host = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdecimal() else host
-            host = host.lower().rstrip(".")
-            if not any(host == domain or host.endswith("." + domain) for domain in domains):
-                raise Refused(
-                    "denied", f"key {key} may not touch {host}; its domains are {', '.join(domains)}"
-                )
-
     def _no_room(self, saver: Saver) -> Refused:
         """Why another task must not be taken in."""
         if self.draining:
             return Refused("draining", "this engine takes no new tasks now", retry_ms=DRAIN_RETRY_MS)
         if saver.last_error is not None:
-            return _unavailable(saver.last_error)
+            return unavailable(saver.last_error)
         if len(self.tasks) >= self._tasks_max:
             return Refused("busy", f"{len(self.tasks)} tasks are unfinished; engine.tasks_max", retry_ms=5000)
         if self.held_bytes >= self._bytes_max:
@@ -349,7 +313,7 @@ class Engine:
 
     def not_saved(self, batch: SaveBatch, error: StoreError) -> None:
         """See `SaverOwner`."""
-        refused = format_refused(_unavailable(error))
+        refused = format_refused(unavailable(error))
         replies = {}
         for task in batch.tasks:
             replies[accepted_reply(task)] = refused
@@ -610,32 +574,3 @@ def _logs_of(log_: Log) -> dict[int, Log]:
 
 def _exit_at_once(why: str) -> None:
     raise SystemExit(why)
-
-
-def _unavailable(error: StoreError) -> Refused:
-    return Refused("unavailable", f"{error}; nothing was accepted", retry_ms=1000)
-
-
-def accepted_reply(task: Task) -> bytes:
-    """The reply to a task that was just accepted."""
-    return b"ok task_id=%b state=pending total=%d\n" % (task.id, task.layer.plan.size * task.count)
-
-
-def dup_reply(task: Task) -> bytes:
-    """The reply to a repeat of a task."""
-    return b"ok task_id=%b state=%b total=%d dup=1\n" % (task.id, task.state.text.encode(), task.total)
-
-
-def conflict(task_id: bytes) -> Refused:
-    """The refusal for an id that is in use for something else."""
-    return Refused("conflict", f"the task {task_id.decode()} exists with another content; make up a new id")
-
-
-def same_content(one: bytes, other: bytes) -> bool:
-    """Whether two `post_task` lines ask for the same (PROTOCOL.md: order is part of nothing)."""
-    if one == other:
-        return True
-    first, second = parse(one), parse(other)
-    if sorted(first.items or ()) != sorted(second.items or ()):
-        return False
-    return read_terms(first).head == read_terms(second).head

@@ -252,31 +252,31 @@ class Hub:
     # ── the engine's listener ─────────────────────────────────────────────────────────────
 
     def log_made(self, log: Log) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         self.pusher.log_made(log)
 
     def log_gone(self, log: Log) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         self.pusher.log_gone(log)
 
     def log_grew(self, log: Log) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         self.pusher.log_grew(log)
 
     def task_changed(self, task: Task) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         self.watches.changed(task)
 
     def tasks_parked(self, parking: list[tuple[Task, Parked]], kept: bool) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         self.parking.parked(parking, kept)
 
     def task_withdrawn(self, task: Task) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         self.pusher.withdrawn(task)
 
     def id_is_finished(self, task: Task, serial: int, turn: Turn, place: int) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         self.requests.compare_with_finished(task, serial, turn, place)
 
     # ── the mesh's owner ──────────────────────────────────────────────────────────────────

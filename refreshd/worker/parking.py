@@ -146,7 +146,7 @@ class Parking:
         self._under_way += 1
 
     def parked(self, parking: list[tuple[Task, Parked]], kept: bool) -> None:
-        """See `engine.Listener.tasks_parked`. What has changed since it was looked at stays in memory."""
+        """See `listener.Listener.tasks_parked`. What has changed since it was looked at stays in memory."""
         engine = self.hub.engine
         self._under_way -= len(parking)
         if not kept or engine.moving:

@@ -71,7 +71,7 @@ class Pusher:
     # ── what is to be done ────────────────────────────────────────────────────────────────
 
     def log_made(self, log: Log) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         for name in log.layer.proxies:
             link = self.links.get(name)
             if link is not None:
@@ -86,7 +86,7 @@ class Pusher:
         self._grown.pop(log, None)
 
     def log_grew(self, log: Log) -> None:
-        """See `engine.Listener`."""
+        """See `listener.Listener`."""
         if log not in self._grown:
             self._grown[log] = None
             self._schedule()
@@ -97,7 +97,7 @@ class Pusher:
         self._schedule()
 
     def withdrawn(self, task: Task) -> None:
-        """See `engine.Listener.task_withdrawn`: frees credit and tells the proxies that have it."""
+        """See `listener.Listener.task_withdrawn`: frees credit and tells the proxies that have it."""
         if task.state is not State.ACTIVE or task.segment is None:
             return
         for cursor in task.segment.log.cursors.values():

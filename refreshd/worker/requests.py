@@ -17,8 +17,8 @@ import structlog
 from refreshd.shard import SERIAL_MAX
 from refreshd.task import STATE_BY_TEXT, State, Task
 from refreshd.worker import figures, views
+from refreshd.worker.accepting import conflict, same_content
 from refreshd.worker.callers import Caller
-from refreshd.worker.engine import conflict, same_content
 from refreshd.worker.turns import Turn
 from wire.errors import BadLine, Refused, WireError
 from wire.lines import Line, format_refused, parse

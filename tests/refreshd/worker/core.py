@@ -23,6 +23,7 @@ from refreshd.worker import engine as engine_module
 from refreshd.worker import parking as parking_module
 from refreshd.worker import proxies as proxies_module
 from refreshd.worker import replay as replay_module
+from refreshd.worker.accepting import conflict, same_content
 from refreshd.worker.engine import Engine
 from refreshd.worker.parking import Parking
 from refreshd.worker.proxies import Proxies
@@ -337,11 +338,11 @@ class Core:
 
     def id_is_finished(self, task: Task, serial: int, turn: Turn, place: int) -> None:
         self.repeats.append((task, serial, turn, place))
-        same = engine_module.same_content(task.line, line_of(self.table.tasks[serial][2]))
+        same = same_content(task.line, line_of(self.table.tasks[serial][2]))
         if same:
             turn.fill(place, b"ok task_id=%b state=final dup=1\n" % task.id)
         else:
-            turn.fill(place, format_refused(engine_module.conflict(task.id)))
+            turn.fill(place, format_refused(conflict(task.id)))
 
     # ── what peers do ─────────────────────────────────────────────────────────────────────
 
