@@ -178,14 +178,24 @@ class LinkSession:
         self.line_max = line_max
         self._reader.line_max = max(line_max, DEFAULT_LINE_MAX_BYTES)
 
-    def greet(self, who: Identity, worker: int, signature: dict[str, str | int] | None = None) -> bytes:
-        """The hello. `signature`: the fields key, ts, nonce and sig."""
+    def greet(
+        self,
+        who: Identity,
+        worker: int,
+        signature: dict[str, str | int] | None = None,
+        drop_after_s: int | None = None,
+    ) -> bytes:
+        """The hello. `signature`: the fields key, ts, nonce and sig.
+
+        `drop_after_s`: after how long an absence the engine may ask for a drop of the whole cache.
+        """
         if self.state is not LinkState.NEW:
             raise RuntimeError(f"a session greets once; it is {self.state.value}")
         self.state = LinkState.GREETING
         self._waiting.append("hello")
         fields: dict[str, str | int | float | None] = {"v": PROTOCOL_VERSION, "role": "proxy"}
         fields |= {"name": who.name, "group": who.group, "layer": who.layer, "worker": worker, "learn": 1}
+        fields |= {"catch_up": 1, "drop_after": drop_after_s}
         return format_line("hello", fields | (signature or {}))
 
     def ready(self, credit: int) -> bytes:

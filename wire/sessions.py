@@ -51,6 +51,10 @@ class Hello(NamedTuple):
     layer: int | None
     learn: bool = False
     """Whether a proxy wants to be told of other engines (`!engines`)."""
+    catch_up: bool = False
+    """Whether a proxy wants to be told that it has been pushed all that waited for it (`!caught_up`)."""
+    drop_after_s: int | None = None
+    """After how long an absence a proxy may be told to drop its whole cache (`!drop`); None: never."""
 
 
 class Greeting:
@@ -88,6 +92,8 @@ class Greeting:
             group=values.get("group"),
             layer=values.get("layer"),
             learn=values.get("learn", False),
+            catch_up=values.get("catch_up", False),
+            drop_after_s=values.get("drop_after"),
         )
 
     def accept(self) -> None:

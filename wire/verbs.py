@@ -65,9 +65,11 @@ _TABLE = (
             Field("group", f.read_id, "a group's name, 1 to 64 of A-Za-z0-9._:-"),
             Field("layer", f.integer(0, 15), "0 to 15, 0 being nearest to the origin"),
             Field("learn", f.read_flag, "0 or 1"),
+            Field("catch_up", f.read_flag, "0 or 1"),
+            Field("drop_after", f.integer(1, f.TTL_MAX_S), f"1 to {f.TTL_MAX_S} seconds"),
         ),
         "greets; the first request of a connection, or left out",
-        "ok v=1 engine=E worker=I workers=W shards=64 line_max=B [store=S]",
+        "ok v=1 engine=E worker=I workers=W shards=64 line_max=B [store=S] [catch_up=1]",
     ),
     Verb("ping", _ANYONE, (), "asks whether the engine answers", "ok now=MS [draining=1]"),
     Verb(

@@ -15,7 +15,7 @@ from wire.signatures import CLOCK_SKEW_MAX_S, NONCE_MAX_CHARS
 from wire.verbs import LIST_MAX, VERBS
 
 PAGE = (Path(wire.__file__).parent / "PROTOCOL.md").read_text()
-PUSHES = {"!state", "!task", "!cancel", "!drain"}
+PUSHES = {"!state", "!task", "!cancel", "!drain", "!engines", "!caught_up", "!drop"}
 # A definition stands at the beginning of a line.
 FORMS = [
     (match[1], match[2])
@@ -28,6 +28,7 @@ def test_each_verb_is_defined_in_the_page_and_the_other_way_round() -> None:
     # `hello` and the second push of a line are defined in running text.
     assert "`hello v=1 role=client|proxy" in PAGE
     assert (listed | {"hello"} | PUSHES) == set(VERBS) | PUSHES
+    assert set(re.findall(r"`(![a-z_]+)[ `]", PAGE)) == PUSHES
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS.keys())

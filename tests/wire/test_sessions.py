@@ -53,6 +53,12 @@ def test_a_refused_greeting_changes_nothing() -> None:
 def test_a_proxy_says_who_it_is() -> None:
     hello = Greeting().read_hello(parse(b"hello v=1 role=proxy name=pop1 group=eu layer=2"))
     assert (hello.name, hello.group, hello.layer) == ("pop1", "eu", 2)
+    assert (hello.catch_up, hello.drop_after_s) == (False, None)
+
+
+def test_a_proxy_asks_to_be_told_what_it_missed() -> None:
+    hello = Greeting().read_hello(parse(b"hello v=1 role=proxy name=pop1 catch_up=1 drop_after=3600"))
+    assert (hello.catch_up, hello.drop_after_s) == (True, 3600)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,9 @@ def test_a_proxy_says_who_it_is() -> None:
         (b"hello v=1 role=client worker=-1", "bad_field", "worker"),
         (b"hello v=1 role=proxy name=a/b", "bad_field", "name"),
         (b"hello v=1 role=proxy name=a layer=x", "bad_field", "layer"),
+        (b"hello v=1 role=proxy name=a catch_up=yes", "bad_field", "catch_up"),
+        (b"hello v=1 role=proxy name=a drop_after=0", "bad_field", "drop_after"),
+        (b"hello v=1 role=proxy name=a drop_after=31622401", "bad_field", "drop_after"),
     ],
 )  # fmt: skip
 def test_greetings_that_are_refused(raw: bytes, code: str, field: str) -> None:
