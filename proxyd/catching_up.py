@@ -94,8 +94,8 @@ class CatchingUp:
     def __init__(self, now: float) -> None:
         self._behind_since: float | None = now
         self._looked_at = now
-        self._heard: dict[tuple[str, int], tuple[float, float | None]] = {}
-        """Of each link: when the engine was heard last, or known first, and since when that connection is."""
+        self._heard: dict[tuple[str, int], float] = {}
+        """When the engine was heard last on each link, or known first."""
         self._missing: dict[str, float] = {}
         self.waits_for: tuple[str, ...] = ("its engines",)
         """What is missing, for people; empty once it has caught up."""
@@ -144,14 +144,15 @@ class CatchingUp:
         for engine in engines:
             for link in engine.links:
                 key = engine.name, link.worker
-                heard_at, since = before.get(key, (now, None))
+                heard_at = before.get(key, now)
                 if link.since is None:
-                    self._heard[key] = heard_at, since
+                    self._heard[key] = heard_at
                     continue
+                # (Less than 0 while the connection is the one that was heard then.)
                 away_s = link.since - heard_at
-                if link.since != since and away_s >= AWAY_S:
+                if away_s >= AWAY_S:
                     why = f"{engine.name} worker {link.worker} is linked again after {away_s:.0f} s"
-                self._heard[key] = link.heard_at, link.since
+                self._heard[key] = link.heard_at
         return why
 
     def _wait(self, engines: Sequence[EngineView], now: float) -> None:
@@ -169,16 +170,14 @@ class CatchingUp:
     def carry(self, engines: Sequence[EngineView], now: float) -> CarriedCatchingUp:
         """What the next code needs to go on. Of links that are up nothing: they were never away."""
         down = {(each.name, link.worker) for each in engines for link in each.links if link.since is None}
-        ages = [
-            CarriedLinkAge(*key, now - heard_at) for key, (heard_at, _) in self._heard.items() if key in down
-        ]
+        ages = [CarriedLinkAge(*key, now - heard_at) for key, heard_at in self._heard.items() if key in down]
         behind_s = None if self._behind_since is None else now - self._behind_since
         return CarriedCatchingUp(behind_s, ages, dict(self._missing))
 
     def resume(self, carried: CarriedCatchingUp, now: float) -> None:
         """The inverse of `carry`."""
         self._behind_since = None if carried.behind_s is None else now - carried.behind_s
-        self._heard = {(link.engine, link.worker): (now - link.age_s, None) for link in carried.links}
+        self._heard = {(link.engine, link.worker): now - link.age_s for link in carried.links}
         self._missing = dict(carried.missing)
         self._looked_at = now
 

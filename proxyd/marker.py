@@ -43,6 +43,8 @@ def _create(path: str) -> None:
     try:
         with open(fresh, "w") as file:
             file.write("caught up\n")
+            # Whoever may look into the folder may read it, whatever the agent's umask is.
+            os.fchmod(file.fileno(), 0o644)
         os.replace(fresh, path)
     except OSError:
         Path(fresh).unlink(missing_ok=True)

@@ -27,7 +27,7 @@ own rewriting makes that untrue is wrong without us as well.
 
 How it is kept: a tree a value of `force`, host first, then what stands between slashes. No entry of it lies
 under another: whoever comes joins the entry that satisfies it, or takes those in that it satisfies. So an
-exchange is looked at a few times at most, however many there are: 3 to 5 µs.
+exchange is looked at a few times at most, however many there are: 7 to 10 µs in all (a plain queue: 0.2).
 """
 
 from __future__ import annotations

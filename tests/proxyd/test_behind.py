@@ -183,8 +183,9 @@ def test_what_is_pushed_while_behind_is_merged_and_each_task_reported(
         assert (log["tasks"], log["merged"]) == (9, 4)
 
 
-@pytest.mark.parametrize("caught_up", [True, False])
-def test_it_crosses_an_upgrade(cache: FakeCache, tmp_path: Path, caught_up: bool) -> None:
+@pytest.mark.parametrize("so_far", ["nothing", "said", "caught up"])
+def test_it_crosses_an_upgrade(cache: FakeCache, tmp_path: Path, so_far: str) -> None:
+    caught_up = so_far == "caught up"
     with FakeEngine(tells=True) as engine, rig(engine, cache=cache, folder=tmp_path) as here:
         link = engine.wait_link()
         link.push("held", "http://h/held", type="prefetch")
@@ -194,6 +195,9 @@ def test_it_crosses_an_upgrade(cache: FakeCache, tmp_path: Path, caught_up: bool
             until_done(link, "held")
             link.send(CAUGHT_UP)
             here.until_fresh()
+        elif so_far == "said":
+            link.send(CAUGHT_UP)
+            here.until_waits("1 tasks")
         refused = 0
         here.agent.signal(signal.SIGUSR2)
         while not here.agent.logged("upgraded"):
@@ -205,10 +209,13 @@ def test_it_crosses_an_upgrade(cache: FakeCache, tmp_path: Path, caught_up: bool
             assert here.is_fresh()
             assert here.title() == "proxyd: pop1 gen 2"
             return
-        link.send(CAUGHT_UP)
+        if so_far == "nothing":
+            here.until_waits("has more to push")
+            link.send(CAUGHT_UP)
         here.until_waits("1 tasks")
         cache.release()
         here.until_fresh()
+        assert here.logged("caught up")["tasks"] == 1
 
 
 def test_a_reload_moves_what_is_shown(cache: FakeCache, tmp_path: Path) -> None:

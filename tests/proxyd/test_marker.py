@@ -1,5 +1,6 @@
 """The file that says that an agent has caught up."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,18 @@ from proxyd.logs import Log
 from proxyd.marker import Marker
 
 
-def test_it_is_there_only_while_it_should_be(tmp_path: Path) -> None:
+def test_it_is_there_only_while_it_should_be(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path, other = tmp_path / "caught-up", tmp_path / "other"
     # Left behind by one that was killed.
     path.write_text("old")
     marker = Marker(Log("error"))
     marker.show(str(path), False)
     assert not path.exists()
+    before = os.umask(0o077)
+    request.addfinalizer(lambda: os.umask(before))
     marker.show(str(path), True)
     assert path.read_text() == "caught up\n"
+    assert path.stat().st_mode & 0o777 == 0o644
     marker.show(str(other), True)
     assert [each.name for each in tmp_path.iterdir()] == ["other"]
     marker.show("", True)
