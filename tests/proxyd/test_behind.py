@@ -18,10 +18,10 @@ from proxyd.config import CacheConfig, default_config
 from proxyd.logs import Log
 from tests.proxyd.fake_cache import FakeCache
 from tests.proxyd.fake_engine import FakeEngine, FakeLink
-from tests.proxyd.http import Answer, ask
+from tests.proxyd.http import Answer, ask, get
 from tests.proxyd.rig import run, split_address
 from tests.proxyd.rig import wait_until as until
-from tools.servers import Agent, wait_until
+from tools.servers import Agent, Origin, Varnish, wait_until
 from tools.servers.waiting import free_port
 
 TIMEOUT_S = 20.0
@@ -183,6 +183,40 @@ def test_what_is_pushed_while_behind_is_merged_and_each_task_reported(
         assert (log["tasks"], log["merged"]) == (9, 4)
 
 
+@pytest.mark.needs("varnishd")
+def test_after_a_replay_nothing_is_old_and_what_was_prefetched_last_is_warm(
+    varnish: Varnish, origin: Origin, host: str, tmp_path: Path
+) -> None:
+    def is_hit(path: str) -> bool:
+        return get(varnish.address, host, path).headers["x-cache"] == "hit"
+
+    paths = [f"/{folder}/{number}" for folder in ("a", "b", "c") for number in range(20)]
+    for path in paths:
+        get(varnish.address, host, path)
+        assert is_hit(path)
+    with (
+        FakeEngine(tells=True) as engine,
+        # So that prefetches would be through long before the refreshes.
+        Agent(
+            [engine.address], [("v1", "varnish", varnish.address)], more="[fast]\nconnections = 1\ndepth = 1"
+        ) as agent,
+    ):
+        link = engine.wait_link()
+        lines = [f"!task task_id=u{n} type=url -- http://{host}{path}\n" for n, path in enumerate(paths)]
+        # Refreshed, prefetched, refreshed again; then a folder as a whole, then some of that prefetched.
+        lines += [f"!task task_id=p type=prefetch -- http://{host}/a/1\n"]
+        lines += [line.replace("=u", "=v", 1) for line in lines[:60]]
+        lines += [f"!task task_id=d type=dir -- http://{host}/b/\n"]
+        lines += [f"!task task_id=q type=prefetch -- http://{host}/b/1 http://{host}/c/1\n"]
+        link.send("".join(lines) + CAUGHT_UP)
+        wait_until(lambda: len(link.done_ids()) == len(lines), TIMEOUT_S, "all reports")
+        wait_until(lambda: agent.logged("caught up"), TIMEOUT_S, "the end of it")
+        assert int(agent.logged("caught up")[-1]["merged"]) >= 60
+    warm = {path for path in paths if is_hit(path)}
+    # (The first prefetch came before the last refresh: it may be warm or not.)
+    assert warm - {"/a/1"} == {"/b/1", "/c/1"}
+
+
 @pytest.mark.parametrize("so_far", ["nothing", "said", "caught up"])
 def test_it_crosses_an_upgrade(cache: FakeCache, tmp_path: Path, so_far: str) -> None:
     caught_up = so_far == "caught up"
@@ -203,6 +237,8 @@ def test_it_crosses_an_upgrade(cache: FakeCache, tmp_path: Path, so_far: str) ->
         while not here.agent.logged("upgraded"):
             # What is asked meanwhile waits, and is answered as before.
             refused += here.check().status != (200 if caught_up else 503)
+            # Nor does the rehearsal touch the file.
+            assert here.file.exists() is caught_up
         assert refused == 0
         assert len(link.of("hello")) == 1
         if caught_up:
