@@ -217,7 +217,7 @@ class Agent:
                         "counts as caught up, but engines could not be reached", engines=without,
                         waited_s=wait_s,
                     )  # fmt: skip
-                self.log.info("caught up", tasks=tasks, merged=merged, seconds=round(seconds, 1))
+                self.log.info("caught up", tasks=tasks, merged=merged, took_s=round(seconds, 1))
         self.dispatcher.replay(self.catching_up.behind)
         self._show_caught_up()
         if change is not None:

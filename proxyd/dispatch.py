@@ -6,7 +6,8 @@ push other tasks than those that still run here, so up to twice that is taken.
 Beyond 2 × credit × L open targets the links are not read until half of it is
 done: nothing is dropped, the engines' credit holds the rest. One line can
 overshoot it, by the targets of 1 MiB. An open target costs 0.3 to 0.6 KB here.
-With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB.
+With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB; 85 while the agent is
+behind, where what waits can be merged (`merging.py`).
 
 A task is known by the scope of the engine that pushed it, and its id:
 
