@@ -8,6 +8,8 @@ What a task's way through it is, file by file:
 
 `links.py`, `engine.py` and `slot.py` keep the connections to the engines up, also to those that engines name
 (`roster.py`, `introduce.py`); `agent.py` puts all together. What is not done twice: `scope.py`, `done.py`.
+After an absence: `catching_up.py` says when it is over, `marker.py` and `health.py` show it, `merging.py` and
+`replay.py` save work and keep order until then.
 What each kind of cache is asked, and how its answers are judged, stands in caches/.
 """
 

@@ -13,12 +13,15 @@ import setproctitle
 
 from proxyd import __version__
 from proxyd.carry import Carried, ground_of
+from proxyd.catching_up import CarriedCatchingUp, CatchingUp, CaughtUp, FellBehind
 from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
 from proxyd.dispatch import Dispatcher
+from proxyd.health import Health
 from proxyd.lanes import Caches
 from proxyd.links import Links
 from proxyd.logs import Log
+from proxyd.marker import Marker
 from proxyd.notify import Notifier
 from proxyd.operations import Operations
 from proxyd.upgrade import SIGNALS
@@ -27,6 +30,8 @@ from proxyd.waiting import wait_until
 # PROTOCOL.md asks for a beat every 5 s at least.
 BEAT_EVERY_S = 2.5
 PROGRESS_EVERY_S = 1.0
+# How often it is looked whether the agent has caught up: an answer to that may be so old.
+LOOK_EVERY_S = 0.1
 # Without any engine the agent is as ready as it will be: it waits for them, and a manager that restarts it
 # for that would help nobody.
 READY_AFTER_S = 5.0
@@ -50,6 +55,11 @@ class Agent:
         self.dispatcher = Dispatcher(self._hold)
         self.caches = Caches(self.dispatcher.ended)
         self.links = Links(config, self.dispatcher, log)
+        self.catching_up = CatchingUp(asyncio.get_running_loop().time())
+        self._replayed_before = (0, 0)
+        """What `replayed` counts from."""
+        self._marker = Marker(log)
+        self.health = Health(self._why_not_caught_up, log)
         self._operations = Operations(self)
         self._carried: Carried | None = None
         self._process = psutil.Process()
@@ -76,6 +86,8 @@ class Agent:
         loop.add_signal_handler(signal.SIGUSR2, self._operations.ask_upgrade)
         # What came while this code was started was kept for it.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        await self._resume_health()
+        self.dispatcher.replay(self.catching_up.behind)
         self.apply(self.config)
         self._show_generation()
         if self._carried is None:
@@ -86,18 +98,21 @@ class Agent:
         timers = [
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
             loop.create_task(self._every(PROGRESS_EVERY_S, self._progress)),
+            loop.create_task(self._every(LOOK_EVERY_S, self._look)),
             loop.create_task(self._operations.run()),
             loop.create_task(self._arrive()),
         ]
         if self.notifier.watchdog_s is not None:
             timers.append(loop.create_task(self._every(self.notifier.watchdog_s, self._feed_watchdog)))
         await self._stop.wait()
+        self._show_caught_up()
         self.notifier.send(STOPPING="1")
         await self._finish()
         for timer in timers:
             timer.cancel()
         await asyncio.gather(*timers, return_exceptions=True)
         self.notifier.close()
+        self.health.close()
         self.log.info("agent stopped", left=self.dispatcher.tasks)
 
     def apply(self, config: AgentConfig) -> list[Change]:
@@ -107,6 +122,8 @@ class Agent:
         self.log.set_level(config.log_level)
         self._apply_caches(config)
         self.links.apply(config)
+        self.health.apply(config.health_listen)
+        self._show_caught_up()
         return changes
 
     def _apply_caches(self, config: AgentConfig) -> None:
@@ -119,7 +136,8 @@ class Agent:
         self._show_generation()
 
     def _show_generation(self) -> None:
-        setproctitle.setproctitle(f"proxyd: {self.config.name} gen {self.generation}")
+        behind = " (behind)" if self.catching_up.behind else ""
+        setproctitle.setproctitle(f"proxyd: {self.config.name} gen {self.generation}{behind}")
 
     def adopt(self, carried: Carried) -> None:
         """Goes on with what the code before this had in hand; `run` is to follow."""
@@ -132,6 +150,11 @@ class Agent:
             self.dispatcher.know_done(memory.done, memory.era, now)
         else:
             self.dispatcher.era = 1 + carried.newest_era
+        if carried.catching_up is not None:
+            self.catching_up.resume(carried.catching_up, asyncio.get_running_loop().time())
+            tasks, merged = carried.replayed
+            self._replayed_before = (-tasks, -merged)
+        self.dispatcher.replay(self.catching_up.behind)
         self.links.resume(carried.slots, carried.engines)
 
     async def abandon(self) -> None:
@@ -139,6 +162,7 @@ class Agent:
         await self.links.stop()
         self.caches.close()
         self.notifier.close()
+        self.health.close()
 
     async def _arrive(self) -> None:
         """Says that the agent is ready; after an upgrade also what became of it."""
@@ -153,6 +177,7 @@ class Agent:
                 paused_ms=round((time.monotonic() - carried.paused_at) * 1000),
             )  # fmt: skip
             await self.links.settle()
+        self._look()
         self.say_ready()
 
     def say_ready(self) -> None:
@@ -169,7 +194,65 @@ class Agent:
     def _describe(self) -> str:
         up, learned = self.links.engines_up
         engines = f"{up} engine{'s' if up > 1 else ''}" + (f" ({learned} learned)" if learned else "")
-        return f"{f'serves {engines}' if up else 'waits for an engine'}; generation {self.generation}"
+        waits = self.catching_up.waits_for
+        behind = f"; behind: {waits[0] if waits else 'a moment'}" if self.catching_up.behind else ""
+        return f"{f'serves {engines}' if up else 'waits for an engine'}; generation {self.generation}{behind}"
+
+    # ── catching up ───────────────────────────────────────────────────────────────────────
+
+    def _look(self) -> None:
+        """Whether the agent has caught up, or has fallen behind; shows it to the caches' health check."""
+        now = asyncio.get_running_loop().time()
+        dropping = self.dispatcher.dropping
+        wait_s = self.config.caught_up_wait_s
+        change = self.catching_up.look(self.links.views(), now, wait_s, dropping=dropping)
+        tasks, merged = self.replayed
+        match change:
+            case FellBehind(why):
+                self._replayed_before = (self.dispatcher.ended_tasks, self.dispatcher.merged)
+                self.log.warning("behind: the caches may be old until what was missed is done", why=why)
+            case CaughtUp(seconds, without):
+                if without:
+                    self.log.warning(
+                        "counts as caught up, but engines could not be reached", engines=without,
+                        waited_s=wait_s,
+                    )  # fmt: skip
+                self.log.info("caught up", tasks=tasks, merged=merged, took_s=round(seconds, 1))
+        self.dispatcher.replay(self.catching_up.behind)
+        self._show_caught_up()
+        if change is not None:
+            self._show_generation()
+            self._show_status()
+
+    @property
+    def replayed(self) -> tuple[int, int]:
+        """(tasks that ended, requests that merging has saved) since the agent is behind."""
+        tasks, merged = self._replayed_before
+        return self.dispatcher.ended_tasks - tasks, self.dispatcher.merged - merged
+
+    def _why_not_caught_up(self) -> str | None:
+        if self.stopping:
+            return "the agent stops"
+        if not self.catching_up.behind:
+            return None
+        return "; ".join(self.catching_up.waits_for) or "a moment"
+
+    def _show_caught_up(self) -> None:
+        self._marker.show(self.config.caught_up_file, self._why_not_caught_up() is None)
+
+    def carry_catching_up(self, now: float) -> CarriedCatchingUp:
+        """What the next code needs to know of it."""
+        return self.catching_up.carry(self.links.views(), now)
+
+    async def _resume_health(self) -> None:
+        """Goes on to answer checks at the sockets of the code before this."""
+        if self._carried is None or self._carried.health is None:
+            return
+        try:
+            await self.health.resume(self._carried.health)
+        except OSError as error:
+            self.log.warning("the health check's sockets are lost; binding anew", error=str(error))
+            self.health.close()
 
     def _feed_watchdog(self) -> None:
         self.notifier.send(WATCHDOG="1")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, MutableMapping
 
 import msgspec
 
+from proxyd.catching_up import CarriedCatchingUp
 from proxyd.config import AgentConfig
 from proxyd.done import CarriedDone
 from proxyd.link import LinkSettings
@@ -42,16 +43,18 @@ class CarriedSettings(msgspec.Struct, frozen=True):
     credit: int
     key: str
     secret_sha256: bytes
+    drop_after_s: int | None = None
 
     @classmethod
     def of(cls, settings: LinkSettings) -> CarriedSettings:
         """The settings without their secret."""
-        return cls(settings.who, settings.credit, settings.key, _digest(settings.secret))
+        digest = _digest(settings.secret)
+        return cls(settings.who, settings.credit, settings.key, digest, settings.drop_after_s)
 
     def read(self, secret: bytes) -> LinkSettings:
         """The settings, where `secret` is what the configuration says now."""
         known = _digest(secret) == self.secret_sha256
-        return LinkSettings(self.who, self.credit, self.key, secret if known else b"")
+        return LinkSettings(self.who, self.credit, self.key, secret if known else b"", self.drop_after_s)
 
 
 class CarriedSlot(msgspec.Struct, frozen=True):
@@ -65,6 +68,15 @@ class CarriedSlot(msgspec.Struct, frozen=True):
     tasks: list[CarriedTask]
     engine_id: str = ""
     store: str = ""
+    said: bool = True
+    """Whether all that waited was pushed on this link. (Older code never asked to be told.)"""
+
+
+class CarriedHealth(msgspec.Struct, frozen=True):
+    """The sockets at which the caches' health check asks; `listen` as the configuration says it."""
+
+    listen: str
+    fds: list[int]
 
 
 class CarriedEngine(msgspec.Struct, frozen=True):
@@ -95,11 +107,16 @@ class Carried(msgspec.Struct, frozen=True):
     slots: list[CarriedSlot]
     memory: CarriedMemory | None = None
     engines: list[CarriedEngine] = []
+    catching_up: CarriedCatchingUp | None = None
+    replayed: tuple[int, int] = (0, 0)
+    """Tasks that ended, and requests that were saved by merging, while the agent is behind."""
+    health: CarriedHealth | None = None
 
     @property
     def fds(self) -> list[int]:
         """The sockets."""
-        return [slot.link.fd for slot in self.slots if slot.link is not None]
+        asked = [] if self.health is None else self.health.fds
+        return [*(slot.link.fd for slot in self.slots if slot.link is not None), *asked]
 
     @property
     def newest_era(self) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from proxyd.addresses import parse_address
+from proxyd.caches import KINDS
 from proxyd.errors import ConfigError
 from proxyd.settings import LIST_MAX, LIST_SECTIONS, REQUIRED, SECTIONS, Setting, host_name, rows_of
 
@@ -54,6 +55,11 @@ class AgentConfig(msgspec.Struct, frozen=True):
     credit: int
     silence_s: float
     stop_timeout_s: float
+    caught_up_file: str
+    """Absolute, or as seen from the folder that the agent was started in; empty: none."""
+    health_listen: str
+    caught_up_wait_s: float
+    drop_after_s: int
     log_level: str
     fast: LaneConfig
     slow: LaneConfig
@@ -97,6 +103,8 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     caches = reader.read_list(document, "cache")
     reader.check_names(document)
     reader.check_caches(caches)
+    if values["agent"]["drop_after_s"]:
+        reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
     if reader.faults:
         raise ConfigError(reader.faults)
@@ -112,6 +120,10 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         credit=agent["credit"],
         silence_s=agent["silence_s"],
         stop_timeout_s=agent["stop_timeout_s"],
+        caught_up_file=str(folder / _expand(agent["caught_up_file"])) if agent["caught_up_file"] else "",
+        health_listen=agent["health_listen"],
+        caught_up_wait_s=agent["caught_up_wait_s"],
+        drop_after_s=agent["drop_after_s"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
@@ -204,6 +216,14 @@ class _Reader:
             if cache["name"] in seen:
                 self.blame(f"two caches are named {cache['name']!r}", "cache", number, "name")
             seen.add(cache["name"])
+
+    def check_drops(self, caches: list[dict[str, Any]]) -> None:
+        """Each can be told to drop all that it holds."""
+        for number, cache in enumerate(caches):
+            kind = KINDS.get(cache["kind"])
+            if kind is not None and kind.drop is None:
+                text = f"cache {cache['name']!r} cannot drop all that it holds: {kind.no_drop}"
+                self.blame(f"drop_after_s is set, but {text}; take it out", "cache", number, "kind")
 
     def read_secret(self, agent: dict[str, Any], folder: Path) -> bytes:
         """The secret that goes with `key`.

@@ -6,7 +6,8 @@ push other tasks than those that still run here, so up to twice that is taken.
 Beyond 2 × credit × L open targets the links are not read until half of it is
 done: nothing is dropped, the engines' credit holds the rest. One line can
 overshoot it, by the targets of 1 MiB. An open target costs 0.3 to 0.6 KB here.
-With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB.
+With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB; 85 while the agent is
+behind, where what waits can be merged (`merging.py`).
 
 A task is known by the scope of the engine that pushed it, and its id:
 
@@ -28,15 +29,21 @@ from proxyd.caches import CacheKind, Deed
 from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
 from proxyd.errors import BadTarget
 from proxyd.homes import Home, add_home, drop_home, is_told, leave_home, move_home, parts_of
+from proxyd.merging import DROP
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
-from proxyd.targets import split_directory, split_target
+from proxyd.replay import Door, Replay
+from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_target
 from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
 SLOW_TYPES = frozenset({"prefetch"})
 """What goes through the slow lane; all else is quick."""
+DROP_HEAD = PushHead(type=DROP, priority=9)
+"""Of a drop of the whole cache. It goes first: what waits is satisfied by it."""
 OVERCOMMIT = 2
+DROP_CONTENT = b"\0drop"
+"""Stands for what a drop asks for; no targets have this content."""
 NO_HEAD = PushHead(type="")
 """Of a push that could not be read."""
 
@@ -48,28 +55,40 @@ class Lanes(msgspec.Struct, frozen=True):
     kind: CacheKind
     fast: CacheClient
     slow: CacheClient
+    replay: Replay
 
 
 class Route(msgspec.Struct, frozen=True):
     """What is done for one task type: at which caches, and why not at the others."""
 
-    steps: tuple[tuple[Deed, CacheClient], ...]
+    steps: tuple[tuple[Deed, Door], ...]
     refusal: str | None
     split: Callable[[bytes], tuple[bytes, bytes]]
 
 
-def plan_route(task_type: str, caches: Iterable[Lanes]) -> Route:
-    """The route of a task type; the first refusal stands for all."""
-    steps: list[tuple[Deed, CacheClient]] = []
+SPLITS = {"dir": split_directory, DROP: split_drop}
+
+
+def plan_route(task_type: str, caches: Iterable[Lanes], *, replaying: bool = False) -> Route:
+    """The route of a task type; the first refusal stands for all.
+
+    While `replaying`, each cache's own order holds (`replay.py`).
+    """
+    steps: list[tuple[Deed, Door]] = []
     refusal: str | None = None
     for cache in caches:
-        deed = cache.kind.deeds.get(task_type)
+        deed, why = cache.kind.deed_of(task_type)
         if deed is not None:
-            steps.append((deed, cache.slow if task_type in SLOW_TYPES else cache.fast))
+            steps.append((deed, _door_of(cache, task_type, replaying=replaying)))
         elif refusal is None:
-            why = cache.kind.refused.get(task_type, "this agent does not know this type")
             refusal = f"cache {cache.name}: type={task_type} refused: {why}"
-    return Route(tuple(steps), refusal, split_directory if task_type == "dir" else split_target)
+    return Route(tuple(steps), refusal, SPLITS.get(task_type, split_target))
+
+
+def _door_of(cache: Lanes, task_type: str, *, replaying: bool) -> Door:
+    if task_type in SLOW_TYPES:
+        return cache.replay.prefetches if replaying else cache.slow
+    return cache.replay if replaying else cache.fast
 
 
 class Dispatcher:
@@ -89,6 +108,12 @@ class Dispatcher:
         self.open_targets = 0
         self._open_max = math.inf
         self._held = False
+        self._replaying = False
+        self._drops: set[bytes] = set()
+        self.ended_tasks = 0
+        """Tasks that ended here and were reported."""
+        self.merged = 0
+        """Requests that were not sent, for another one satisfied them: see `merging.py`."""
 
     def use_caches(self, caches: Iterable[Lanes]) -> None:
         """Says what the caches are; what is in hand goes on at those that it began with."""
@@ -96,6 +121,18 @@ class Dispatcher:
         self._routes = {}
         if self._caches != before:
             self.forget_done()
+        self.replay(self._replaying)
+
+    def replay(self, on: bool) -> None:
+        """Begins or ends the order that holds while the agent catches up, at each cache."""
+        if on != self._replaying:
+            self._routes = {}
+        self._replaying = on
+        for cache in self._caches:
+            if on:
+                cache.replay.begin()
+            else:
+                cache.replay.end()
 
     def forget_done(self) -> None:
         """What was done, or is being done, is done again when it is pushed again."""
@@ -145,6 +182,43 @@ class Dispatcher:
             task.era = self.era
         self._start(task, targets)
 
+    def drop(self, home: Outbox, task_id: bytes, now: float) -> None:
+        """Begins to drop all that the caches hold; `home` is told of the end.
+
+        It is done each time that it is pushed: what was missed since is dropped by a new one only. What is
+        pushed behind it must find it done, so the order of a replay holds from now on.
+        """
+        self.replay(True)
+        key = home.scope.mark + task_id
+        its_home: Home = home
+        known = self._tasks.get(key)
+        if known is None:
+            home.owed += 1
+        else:
+            its_home = add_home(known.home, home)
+            self._drop(known)
+        task = Task(task_id, its_home, 1, DROP_HEAD, now, math.inf)
+        task.key, task.content = key, DROP_CONTENT
+        self._drops.add(key)
+        self._start(task, [TARGET_OF_DROP])
+
+    @property
+    def dropping(self) -> bool:
+        """Whether a drop of the whole cache is in hand."""
+        if self._drops:
+            self._drops = {key for key in self._drops if key in self._tasks}
+        return bool(self._drops)
+
+    def in_hand(self, home: Outbox) -> list[bytes]:
+        """The tasks that will be reported at `home`, the newest first: for `still_in_hand`."""
+        return [task.key for task in reversed(self._tasks.values()) if home in parts_of(task.home)]
+
+    def still_in_hand(self, keys: list[bytes]) -> int:
+        """How many of these have not ended, about; 0 only if all have. Takes from the list's end what has."""
+        while keys and keys[-1] not in self._tasks:
+            keys.pop()
+        return len(keys)
+
     def _step_aside(self, known: Task, home: Outbox) -> None:
         """Another content comes under a task's id: whoever pushes that is not told of the one in hand."""
         known.home = drop_home(known.home, home)
@@ -172,7 +246,7 @@ class Dispatcher:
         head = task.head
         route = self._routes.get(head.type)
         if route is None:
-            route = self._routes[head.type] = plan_route(head.type, self._caches)
+            route = self._routes[head.type] = plan_route(head.type, self._caches, replaying=self._replaying)
         self._tasks[task.key] = task
         self.open_targets += task.open
         if task.total > 1:
@@ -219,6 +293,9 @@ class Dispatcher:
         home.owed += 1
         task = resume_task(home, carried, now)
         task.key = key
+        if carried.head.type == DROP:
+            self.replay(True)
+            self._drops.add(key)
         self._start(task, carried.targets)
 
     def move(self, gone: Outbox, heir: Outbox | None) -> None:
@@ -229,7 +306,7 @@ class Dispatcher:
 
     def _begin_single(self, task: Task, route: Route, targets: list[bytes]) -> None:
         """The hot path: one cache."""
-        deed, client = route.steps[0]
+        deed, door = route.steps[0]
         split = route.split
         for target in targets:
             try:
@@ -237,7 +314,7 @@ class Dispatcher:
             except BadTarget as error:
                 self._end_target(task, target, str(error))
                 continue
-            client.put(Exchange(task, target, deed.render(host, path), deed, None), task.head.priority)
+            door.put(Exchange(task, target, deed.render(host, path), deed, None), task.head.priority)
 
     def _begin(self, task: Task, route: Route, targets: list[bytes]) -> None:
         if not route.steps:
@@ -252,8 +329,8 @@ class Dispatcher:
                 continue
             share = Share(len(route.steps))
             share.error = route.refusal
-            for deed, client in route.steps:
-                client.put(Exchange(task, target, deed.render(host, path), deed, share), task.head.priority)
+            for deed, door in route.steps:
+                door.put(Exchange(task, target, deed.render(host, path), deed, share), task.head.priority)
 
     def _end_target(self, task: Task, target: bytes, error: str) -> None:
         self._release(1)
@@ -269,8 +346,20 @@ class Dispatcher:
             self._release(1)
             if ended:
                 self._end_task(task)
+        if exchange.segment is not None:
+            self._end_in_order(exchange, error)
+
+    def _end_in_order(self, exchange: Exchange, error: str | None) -> None:
+        """What an exchange satisfied ends with it; then what waited for all of them may begin."""
+        segment, exchange.segment = exchange.segment, None
+        for follower in exchange.part():
+            self.merged += 1
+            self.ended(follower, error)
+        if segment is not None:
+            segment.end_one()
 
     def _end_task(self, task: Task) -> None:
+        self.ended_tasks += 1
         del self._tasks[task.key]
         if task.total > 1:
             self._long.pop(task.key, None)
@@ -298,7 +387,7 @@ class Dispatcher:
         """What a beat tells: targets that wait in each lane, and all that are in hand."""
         return {
             "fast": sum(cache.fast.waiting for cache in self._caches),
-            "slow": sum(cache.slow.waiting for cache in self._caches),
+            "slow": sum(cache.slow.waiting + cache.replay.waiting for cache in self._caches),
             "inflight": self.open_targets,
         }
 

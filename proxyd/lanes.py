@@ -18,6 +18,7 @@ from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
 from proxyd.dispatch import Lanes
 from proxyd.pipeline import CacheClient, Ended
+from proxyd.replay import Replay
 from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
 
@@ -65,7 +66,7 @@ class Caches:
         quick, long = (
             CacheClient(cache.name, *cache.address, limits, self._ended) for limits in (fast, slow)
         )
-        return Lanes(cache.name, KINDS[cache.kind], quick, long)
+        return Lanes(cache.name, KINDS[cache.kind], quick, long, Replay(quick, long))
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
@@ -75,7 +76,10 @@ class Caches:
     def unended(self) -> Iterator[Exchange]:
         """All that is in hand at any cache."""
         for lanes in (*self.in_use, *self.leaving):
-            yield from lanes.fast.unended()
+            for exchange in lanes.fast.unended():
+                yield exchange
+                yield from exchange.followers or ()
+            yield from lanes.replay.unended()
             yield from lanes.slow.unended()
 
     @property

@@ -19,12 +19,16 @@ from wire.signatures import sign_hello
 
 
 class LinkSettings(msgspec.Struct, frozen=True):
-    """What a link greets with. `key` is empty where the engines ask for none."""
+    """What a link greets with. `key` is empty where the engines ask for none.
+
+    `drop_after_s`: after how long an absence the whole cache may be dropped; None: never.
+    """
 
     who: Identity
     credit: int
     key: str = ""
     secret: bytes = b""
+    drop_after_s: int | None = None
 
 
 class Owner(Protocol):
@@ -71,6 +75,8 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.session = LinkSession() if session is None else session
         self.heard_at = self._loop.time()
+        self.greeted_at = self.heard_at
+        """When the engine took the hello, or when the connection was taken over."""
         self.reading = True
         self.greeted = asyncio.Event()
         """Set when the engine has answered the hello, or will not."""
@@ -85,7 +91,8 @@ class Link(asyncio.Protocol):
             self._owner.resumed(self)
             return
         settings = self._owner.settings
-        self.write(self.session.greet(settings.who, self._owner.worker, sign(settings, "proxy")))
+        signature = sign(settings, "proxy")
+        self.write(self.session.greet(settings.who, self._owner.worker, signature, settings.drop_after_s))
 
     def write(self, data: bytes) -> None:
         """Sends, unless the connection is gone."""

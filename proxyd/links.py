@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 
 from proxyd.addresses import format_address
 from proxyd.carry import CarriedEngine, CarriedSlot
+from proxyd.catching_up import EngineView
 from proxyd.config import AgentConfig
-from proxyd.dispatch import Dispatcher
+from proxyd.dispatch import SLOW_TYPES, Dispatcher
 from proxyd.engine import Engine
 from proxyd.homes import Home, parts_of
 from proxyd.link import LinkSettings
@@ -73,6 +74,14 @@ class Links:
         """(engines that have a link, those of them that were learned)"""
         up = [engine for engine in self._engines.values() if engine.up]
         return len(up), sum(engine.learned for engine in up)
+
+    def views(self) -> list[EngineView]:
+        """How the links of each engine are, for `catching_up.py`; one of two names is there once."""
+        return [
+            EngineView(engine.name, tuple(slot.view() for slot in engine.slots))
+            for engine in self._engines.values()
+            if not engine.parked
+        ]
 
     def is_configured(self, address: tuple[str, int]) -> bool:
         """Whether the configuration names that address."""
@@ -228,9 +237,17 @@ class Links:
         for address in {**by_engine, **known}:
             made = self._engines[address] = Engine(self, address)
             made.resume(known.get(address), by_engine.get(address, []))
+        self._resume_tasks({(slot.engine, slot.worker): slot.tasks for slot in slots})
         for made in self._engines.values():
             made.start()
         self._resumed = self._slots()
+
+    def _resume_tasks(self, tasks: dict[tuple[tuple[str, int], int], list[CarriedTask]]) -> None:
+        """Refreshes first: a prefetch may wait for one that came on another link, see `replay.py`."""
+        for slow in (False, True):
+            for slot in self._slots():
+                carried = tasks.get((slot.engine.configured, slot.worker), [])
+                slot.resume_tasks(task for task in carried if (task.head.type in SLOW_TYPES) is slow)
 
     @property
     def resumed(self) -> bool:
@@ -287,4 +304,4 @@ def _now() -> float:
 
 def _settings(config: AgentConfig) -> LinkSettings:
     who = Identity(config.name, config.group, config.layer)
-    return LinkSettings(who, config.credit, config.key, config.secret)
+    return LinkSettings(who, config.credit, config.key, config.secret, config.drop_after_s or None)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from proxyd.backoff import Backoff
 from proxyd.blame import Death, share_blame
 from proxyd.connection import Connection, Limits
-from proxyd.queues import PriorityQueue
+from proxyd.queues import PriorityQueue, Queue
 from proxyd.tasks import Exchange
 
 # How often deadlines are looked at: none here is shorter than a second.
@@ -40,7 +40,7 @@ class CacheClient:
     def __init__(self, name: str, host: str, port: int, limits: Limits, ended: Ended) -> None:
         self.name = name
         self.limits = limits
-        self.queue: PriorityQueue[Exchange] = PriorityQueue()
+        self.queue: Queue[Exchange] = PriorityQueue()
         self._host = host
         self._port = port
         self._ended = ended
@@ -100,7 +100,7 @@ class CacheClient:
             connection.retire()
 
     def unended(self) -> Iterator[Exchange]:
-        """What was put in and has not ended."""
+        """What was put in and has not ended; what follows something that was sent is left out."""
         for connection in self._open:
             yield from connection.in_flight
         yield from self._alone
@@ -188,6 +188,9 @@ class CacheClient:
     def _drop_expired(self, batch: list[Exchange], now: float) -> None:
         for exchange in batch:
             if exchange.task.expires_at <= now:
+                # What was to end with it is still wanted.
+                for follower in exchange.part():
+                    self.queue.put(follower, follower.task.head.priority)
                 self._ended(exchange, "its ttl ended before it was begun")
 
     def _take_spared(self, room: int) -> list[Exchange]:

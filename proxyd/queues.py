@@ -5,11 +5,27 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
 
 PRIORITIES = 10
+
+
+class Queue(Protocol[Item]):
+    """What a lane needs of its queue: this one, or while the agent catches up `merging.py`."""
+
+    def __len__(self) -> int:
+        """What waits."""
+
+    def put(self, item: Item, priority: int) -> None:
+        """Adds an item."""
+
+    def take(self, count: int) -> list[Item]:
+        """Removes and returns the first items, at most `count`."""
+
+    def __iter__(self) -> Iterator[Item]:
+        """All that waits, first what goes first."""
 
 
 class PriorityQueue(Generic[Item]):

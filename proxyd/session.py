@@ -45,12 +45,13 @@ Push = tuple[bytes, PushHead, list[bytes]]
 class Greeted(NamedTuple):
     """The engine's answer to hello: who it is, how many workers it has, and where it keeps its tasks.
 
-    `store` is empty where it does not say.
+    `store` is empty where it does not say. `tells`: it will say when all that waits was pushed.
     """
 
     engine: str
     workers: int
     store: str = ""
+    tells: bool = False
 
 
 class Credited(NamedTuple):
@@ -95,6 +96,16 @@ class Engines(NamedTuple):
     addresses: list[str]
 
 
+class CaughtUp(NamedTuple):
+    """All that this worker had for us when the connection greeted has been pushed."""
+
+
+class Drop(NamedTuple):
+    """The caches are to drop all that they hold."""
+
+    task_id: bytes
+
+
 class Resend(NamedTuple):
     """A report the engine could not take now: to be sent again after `wait_s`."""
 
@@ -109,8 +120,9 @@ class Complaint(NamedTuple):
 
 
 Event = (
-    Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Engines | Resend | Complaint
-)
+    Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Engines | CaughtUp | Drop
+    | Resend | Complaint
+)  # fmt: skip
 
 
 class Identity(NamedTuple):
@@ -293,6 +305,13 @@ class LinkSession:
             return Drain([address for address in line.fields.get("to", "").split(",") if address])
         if line.verb == "!engines":
             return Engines(list(items))
+        if self.state is LinkState.DRAINING:
+            # What was pushed since then was passed over, so this says nothing of us.
+            return None
+        if line.verb == "!caught_up":
+            return CaughtUp()
+        if line.verb == "!drop":
+            return _read_drop(line)
         # A push of a later version of the protocol.
         return None
 
@@ -320,7 +339,8 @@ def read_greeted(fields: dict[str, str]) -> Greeted:
     workers = _read_count(fields, "workers", 1)
     if not 1 <= workers <= WORKERS_MAX:
         raise LinkBroken(f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible")
-    return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"))
+    tells = fields.get("catch_up") == "1"
+    return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"), tells)
 
 
 def _read_name(fields: dict[str, str], name: str) -> str:
@@ -333,6 +353,13 @@ def _read_name(fields: dict[str, str], name: str) -> str:
 def _read_count(fields: dict[str, str], name: str, default: int) -> int:
     text = fields.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 10 else default
+
+
+def _read_drop(line: Line) -> Event:
+    try:
+        return Drop(read_id(line.fields.get("task_id", "")).encode())
+    except ValueError:
+        return Complaint("a drop without a task id that holds")
 
 
 def _read_push(line: Line, items: tuple[str, ...]) -> Event:

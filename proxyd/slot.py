@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from proxyd import session as s
 from proxyd.backoff import Backoff
 from proxyd.carry import CarriedLink, CarriedSettings, CarriedSlot
+from proxyd.catching_up import LinkView
 from proxyd.dispatch import Dispatcher
 from proxyd.errors import LinkBroken, LinkError, LinkRefused
 from proxyd.link import Link, LinkSettings
@@ -67,6 +69,10 @@ class Slot:
         self._carried = carried
         """A connection that the code before this has greeted, until it is taken over."""
         self._task: asyncio.Task[None] | None = None
+        self._said = False
+        """Whether the engine has said on this connection that all that waited was pushed, or never will."""
+        self._before_that: list[bytes] = []
+        """What is in hand of what was pushed before it said so."""
 
     def start(self) -> Slot:
         """Begins to connect, or takes over a carried connection."""
@@ -101,6 +107,14 @@ class Slot:
     def flushed(self) -> bool:
         """Whether all that was finished has been written."""
         return not len(self.outbox) and (self._link is None or self._link.write_size == 0)
+
+    def view(self) -> LinkView:
+        """How the link is, for `catching_up.py`."""
+        link = self._link
+        if link is None or not link.session.greeted:
+            return LinkView(self.worker, None, 0.0, False, 0)
+        left = self.dispatcher.still_in_hand(self._before_that)
+        return LinkView(self.worker, link.greeted_at, link.heard_at, self._said, left)
 
     # ── ending ────────────────────────────────────────────────────────────────────────────
 
@@ -155,8 +169,9 @@ class Slot:
         settings = CarriedSettings.of(self.settings)
         scope = self.outbox.scope
         return CarriedSlot(
-            self.engine.configured, self.worker, settings, carried, reports, tasks, scope.engine, scope.store
-        )
+            self.engine.configured, self.worker, settings, carried, reports, tasks, scope.engine, scope.store,
+            self._said,
+        )  # fmt: skip
 
     @classmethod
     def resume(cls, engine: Engine, slot: CarriedSlot, secret: bytes) -> Slot:
@@ -165,9 +180,16 @@ class Slot:
         if slot.engine_id:
             made._belong_to(slot.engine_id, slot.store)
         made.outbox.restore(slot.reports)
-        for task in slot.tasks:
-            made.dispatcher.resume(made.outbox, task, made._loop.time())
+        made._said = slot.said
         return made
+
+    def resume_tasks(self, tasks: Iterable[CarriedTask]) -> None:
+        """Begins what the code before this had in hand."""
+        now = self._loop.time()
+        for task in tasks:
+            self.dispatcher.resume(self.outbox, task, now)
+        # Some of it may have come later; to wait for all is never wrong.
+        self._before_that = self.dispatcher.in_hand(self.outbox)
 
     # ── keeping it up ─────────────────────────────────────────────────────────────────────
 
@@ -230,6 +252,12 @@ class Slot:
                 self._drain(link, to)
             case s.Engines(addresses):
                 self.engine.links.learn(self.engine, addresses)
+            case s.CaughtUp():
+                if not self.refusing:
+                    self._hear_all_is_pushed()
+            case s.Drop(task_id):
+                if not self.refusing:
+                    self._drop(task_id, now)
             case s.Resend(line, wait_s):
                 self._loop.call_later(wait_s, self._restore, [line], self.outbox.scope)
             case s.Complaint(text):
@@ -243,6 +271,9 @@ class Slot:
             link.end(LinkBroken("this engine is linked already, by another name"))
             return
         self._link = link
+        link.greeted_at = self._loop.time()
+        # One that is older than the line is not waited for.
+        self._said, self._before_that = not greeted.tells, []
         self.outbox.live = True
         self._belong_to(greeted.engine, greeted.store)
         link.greeted.set()
@@ -253,6 +284,21 @@ class Slot:
             link.set_reading(False)
             self.tried.set()
         self.engine.greeted(self, greeted)
+
+    def _hear_all_is_pushed(self) -> None:
+        self._said = True
+        self._before_that = self.dispatcher.in_hand(self.outbox)
+
+    def _drop(self, task_id: bytes, now: float) -> None:
+        if self.settings.drop_after_s is None:
+            error = "this agent's configuration does not allow to drop the whole cache"
+            self.dispatcher.refuse(self.outbox, task_id, 1, error, now)
+            return
+        self.engine.log.warning(
+            "dropping the whole cache: an engine says that this agent was away for too long",
+            engine=self.engine.name, worker=self.worker, task=task_id.decode(),
+        )  # fmt: skip
+        self.dispatcher.drop(self.outbox, task_id, now)
 
     def _belong_to(self, engine_id: str, store: str) -> None:
         """Says whose ids are pushed here. What was pushed out of another store, nobody here waits for."""

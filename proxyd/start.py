@@ -41,7 +41,10 @@ def _read_carried(log: Log) -> carry.Carried | None:
 async def rehearse(config: AgentConfig) -> None:
     """Starts an agent that has no engines, and stops it. Raises: whatever is wrong with this code."""
     carry.decode(carry.encode(carry.Carried("", 1, 0.0, [])))
-    alone = msgspec.structs.replace(config, engines=[], log_level="error")
+    # (What the caches' health check looks at is that of the agent that runs.)
+    alone = msgspec.structs.replace(
+        config, engines=[], log_level="error", caught_up_file="", health_listen=""
+    )
     agent = Agent(alone, Log(alone.log_level), lambda: alone)
     agent.stop(fast=True)
     await agent.run()

@@ -44,6 +44,17 @@ def split_directory(target: bytes) -> tuple[bytes, bytes]:
     return split_target(target)
 
 
+TARGET_OF_DROP = b""
+"""A drop of the whole cache is of no URL."""
+
+
+def split_drop(target: bytes) -> tuple[bytes, bytes]:
+    """Host and path of a request that is about neither. Raises: BadTarget."""
+    if target != TARGET_OF_DROP:
+        raise BadTarget("a drop of the whole cache has no target")
+    return b"localhost", b"/"
+
+
 def _explain(target: bytes) -> str:
     if len(target) > TARGET_MAX_BYTES:
         return f"{len(target)} bytes long; at most {TARGET_MAX_BYTES} reach a cache"

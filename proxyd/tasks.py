@@ -18,6 +18,7 @@ from wire.tasks import PushHead
 
 if TYPE_CHECKING:
     from proxyd.homes import Home
+    from proxyd.replay import Segment
 
 # What a report lists of the targets that failed, so that its line stays short whatever the task.
 FAILED_LISTED_MAX = 100
@@ -84,6 +85,9 @@ class Task:
         if self.error is None:
             self.error = error
         self.failed_bytes += len(target) + 1
+        if not target:
+            # A drop of the whole cache has none.
+            return
         if len(self.failed_targets) < FAILED_LISTED_MAX and self.failed_bytes <= FAILED_LISTED_MAX_BYTES:
             self.failed_targets.append(target)
 
@@ -161,7 +165,9 @@ class Share:
 class Exchange:
     """One request to one cache, and what is needed once it is answered."""
 
-    __slots__ = ("deed", "request", "sent_at", "share", "target", "task", "tries")
+    __slots__ = (
+        "deed", "followers", "request", "segment", "sent_at", "share", "target", "task", "tries",
+    )  # fmt: skip
 
     def __init__(self, task: Task, target: bytes, request: bytes, deed: Deed, share: Share | None) -> None:
         self.task = task
@@ -173,6 +179,15 @@ class Exchange:
         self.sent_at = 0.0
         self.tries = 0
         """How often it was sent and found no answer."""
+        self.segment: Segment | None = None
+        """Where it stands among others while the agent catches up, see `replay.py`."""
+        self.followers: list[Exchange] | None = None
+        """What ends with it, because it asks for no more than this: see `merging.py`."""
+
+    def part(self) -> list[Exchange]:
+        """Its followers, which stand for themselves from now on."""
+        followers, self.followers = self.followers, None
+        return followers or []
 
     def __repr__(self) -> str:
         return f"<Exchange {self.request.partition(b' HTTP/')[0].decode()} tries={self.tries}>"

@@ -49,9 +49,13 @@ async def upgrade(agent: Agent) -> None:
         await wait_until(lambda: agent.stopping or agent.caches.quick_is_idle, FINISH_S)
         agent.links.flush()
         await wait_until(lambda: agent.stopping or agent.links.flushed, WRITTEN_S)
-        if agent.stopping:
-            raise UpgradeRefused("the agent stops")
-        execute(agent, command, paused_at)
+        await agent.health.freeze()
+        try:
+            if agent.stopping:
+                raise UpgradeRefused("the agent stops")
+            execute(agent, command, paused_at)
+        finally:
+            await agent.health.thaw()
 
 
 async def rehearse(command: list[str]) -> None:
@@ -104,7 +108,10 @@ def execute(agent: Agent, command: list[str], paused_at: float) -> None:
     dispatcher = agent.dispatcher
     memory = carry.CarriedMemory(carry.ground_of(agent.config), dispatcher.era, dispatcher.done.carry(now))
     engines = agent.links.carry_engines()
-    carried = carry.Carried(__version__, agent.generation, paused_at, slots, memory, engines)
+    carried = carry.Carried(
+        __version__, agent.generation, paused_at, slots, memory, engines, agent.carry_catching_up(now),
+        agent.replayed, agent.health.carry(),
+    )  # fmt: skip
     inherited: list[int] = []
     try:
         inherited = carry.write(carried, os.environ)

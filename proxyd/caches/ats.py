@@ -21,4 +21,5 @@ ATS = CacheKind(
         "regex": NOT_YET.format("pattern"),
         "tag": NOT_YET.format("tag"),
     },
+    no_drop="Traffic Server knows no request that drops all it holds",
 )

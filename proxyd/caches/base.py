@@ -46,6 +46,16 @@ class CacheKind(msgspec.Struct, frozen=True):
     deeds: Mapping[str, Deed]
     refused: Mapping[str, str]
     """Why a type cannot be done there, by type."""
+    drop: Deed | None = None
+    """Drops all that the cache holds."""
+    no_drop: str = ""
+    """Why it cannot be asked to, where `drop` is None."""
+
+    def deed_of(self, task_type: str) -> tuple[Deed | None, str]:
+        """The deed of a task type, or None and why there is none."""
+        if task_type == "drop":
+            return self.drop, self.no_drop
+        return self.deeds.get(task_type), self.refused.get(task_type, "this agent does not know this type")
 
 
 # A prefetch is done when the object came whole with one of these.

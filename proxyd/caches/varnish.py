@@ -15,6 +15,11 @@ _HINTS = {
     501: "include refreshd.vcl in the VCL, see docs/agent.md",
 }
 
+_DROP_HINTS = {
+    **_HINTS,
+    200: "include the refreshd.vcl of this version in the VCL: this Varnish passes DROP on to its origin",
+}
+
 # 200 whether or not the object was there. Not 404: a Varnish whose VCL does not know PURGE passes it on
 # to the origin, and that is what origins answer.
 _PURGED = frozenset({200, 204})
@@ -27,4 +32,7 @@ VARNISH = CacheKind(
         "prefetch": PREFETCH,
     },
     refused={"regex": NOT_YET.format("pattern"), "tag": NOT_YET.format("tag")},
+    # 299 is what no origin answers: some answer 200 to whatever method a Varnish without the VCL passes on.
+    # A method of its own: an older refreshd.vcl would take an odd BAN for one of a directory.
+    drop=Deed(method=b"DROP", good=frozenset({299}), hints=_DROP_HINTS),
 )

@@ -10,7 +10,7 @@ TIMEOUT_S = 20.0
 
 
 class FakeCache:
-    """Answers every request with 200, but holds back those for /held until `release`.
+    """Answers every request well, but holds back those for /held until `release`.
 
     `on_asked` is told the path of each, before it is answered.
     """
@@ -44,11 +44,13 @@ class FakeCache:
                 while line := stream.readline():
                     while stream.readline().strip():
                         pass
-                    self.asked.append(line.decode().split(" ")[1])
+                    method, path = line.decode().split(" ")[:2]
+                    self.asked.append(path)
                     self._on_asked(self.asked[-1])
                     if "/held" in self.asked[-1]:
                         self._released.wait(TIMEOUT_S)
-                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    status = b"299 Dropped" if method == "DROP" else b"200 OK"
+                    sock.sendall(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % status)
         except OSError:
             pass
         self.open -= 1

@@ -96,13 +96,22 @@ def read_report(line: str) -> dict[str, str]:
 class FakeEngine:
     """Greets like an engine with `workers` workers, as `id`; `store` is what it says of its tasks.
 
+    Where it `tells`, it says that it will say `!caught_up`; a test sends that.
+
     `answer` may be replaced.
 
     A new connection of a name to a worker replaces the older one, which is closed.
     """
 
     def __init__(
-        self, workers: int = 1, port: int = 0, line_max: int = 1 << 20, *, id: str = "", store: str = ""
+        self,
+        workers: int = 1,
+        port: int = 0,
+        line_max: int = 1 << 20,
+        *,
+        id: str = "",
+        store: str = "",
+        tells: bool = False,
     ) -> None:
         self.workers = workers
         self.line_max = line_max
@@ -112,6 +121,7 @@ class FakeEngine:
         self.port = int(self._listener.getsockname()[1])
         self.id = id or f"fake{self.port}"
         self.store = store
+        self.tells = tells
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -144,6 +154,7 @@ class FakeEngine:
             link.greeted = True
             self._replace_older(link)
             store = f" store={self.store}" if self.store else ""
+            store += " catch_up=1" if self.tells else ""
             return (
                 f"ok v=1 engine={self.id} worker={link.worker} workers={self.workers} shards=64"
                 f" line_max={self.line_max}{store}\n"

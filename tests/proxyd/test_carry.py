@@ -22,6 +22,7 @@ from proxyd.carry import (
     Unreadable,
     ground_of,
 )
+from proxyd.catching_up import CarriedCatchingUp, CarriedLinkAge
 from proxyd.config import CacheConfig, default_config
 from proxyd.link import LinkSettings
 from proxyd.outbox import Outbox
@@ -52,7 +53,8 @@ def carried(fd: int, *, reports: int = 1) -> Carried:
     )  # fmt: skip
     memory = CarriedMemory(b"ground", 3, [(b"\0key", "url", False, b"\xff", 1.5)] * 3)
     engine = CarriedEngine(("127.0.0.1", 7070), True, "e1", "s1", False, [("::1", 1)])
-    return Carried("0.1.0", 7, 12.5, [slot], memory, [engine])
+    catching_up = CarriedCatchingUp(3.5, [CarriedLinkAge("127.0.0.1:7070", 1, 4.5)], {"127.0.0.1:7070": 5.5})
+    return Carried("0.1.0", 7, 12.5, [slot], memory, [engine], catching_up, (8, 9))
 
 
 @pytest.fixture

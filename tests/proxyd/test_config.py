@@ -60,6 +60,27 @@ def test_all_of_it(tmp_path: Path) -> None:
     ]
 
 
+def test_what_its_caches_health_check_sees(tmp_path: Path) -> None:
+    more = 'caught_up_file = "run/fresh"\nhealth_listen = "127.0.0.1:8099"\ncaught_up_wait_s = 0\n'
+    assert read(tmp_path, GOOD.replace("[slow]", more + "[slow]")) == []
+    config = load(tmp_path / "proxyd.toml")
+    assert config.caught_up_file == str(tmp_path / "run" / "fresh")
+    assert (config.health_listen, config.caught_up_wait_s) == ("127.0.0.1:8099", 0.0)
+
+
+def test_a_drop_needs_caches_that_can(tmp_path: Path) -> None:
+    text = GOOD.replace("[slow]", "drop_after_s = 3600\n[slow]")
+    assert read(tmp_path, text) == [
+        "21: drop_after_s is set, but cache 't1' cannot drop all that it holds: Traffic Server knows"
+        " no request that drops all it holds; take it out"
+    ]
+    assert read(tmp_path, text.replace('"ats"', '"varnish"')) == []
+    assert load(tmp_path / "proxyd.toml").drop_after_s == 3600
+    assert read(tmp_path, GOOD.replace("[slow]", "drop_after_s = 59\n[slow]")) == [
+        "9: drop_after_s: 59 is neither 0 nor 60 to 31622400"
+    ]
+
+
 def test_without_a_file() -> None:
     config = default_config()
     assert config.engines == [("127.0.0.1", 7070)]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from proxyd.caches import KINDS
 from proxyd.dispatch import Dispatcher, Lanes
 from proxyd.outbox import Outbox
+from proxyd.queues import PriorityQueue, Queue
+from proxyd.replay import Replay
 from proxyd.scope import scope_of
 from proxyd.tasks import Exchange, carry_tasks
 from wire.lines import parse
@@ -22,6 +26,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.taken: list[tuple[Exchange, int]] = []
+        self.queue: Queue[Exchange] = PriorityQueue()
 
     def put(self, exchange: Exchange, priority: int) -> None:
         self.taken.append((exchange, priority))
@@ -30,6 +35,15 @@ class FakeClient:
     def waiting(self) -> int:
         return len(self.taken)
 
+    def unended(self) -> Iterator[Exchange]:
+        return (exchange for exchange, _ in self.taken)
+
+
+def fake_lanes() -> Any:
+    """(fast, slow, replay)"""
+    fast, slow = FakeClient(), FakeClient()
+    return fast, slow, Replay(fast, slow)
+
 
 class Bench:
     """A dispatcher with fake caches and one outbox."""
@@ -37,7 +51,7 @@ class Bench:
     def __init__(self, *kinds: str) -> None:
         self.held: list[bool] = []
         self.dispatcher = Dispatcher(self.held.append)
-        self.lanes = [Lanes(f"c{n}", KINDS[kind], FakeClient(), FakeClient()) for n, kind in enumerate(kinds)]  # type: ignore[arg-type]
+        self.lanes = [Lanes(f"c{n}", KINDS[kind], *fake_lanes()) for n, kind in enumerate(kinds)]
         self.dispatcher.use_caches(self.lanes)
         self.box = Outbox(lambda: None)
 

@@ -83,6 +83,17 @@ def test_a_greeting_of_an_agent_that_may_drop_its_cache() -> None:
     assert line.endswith(b" learn=1 catch_up=1 drop_after=3600\n")
 
 
+def test_what_an_engine_tells_one_that_was_away() -> None:
+    session = LinkSession()
+    session.greet(WHO, 0)
+    assert session.feed(b"ok v=1 engine=e1 workers=1 catch_up=1\n") == [s.Greeted("e1", 1, tells=True)]
+    assert session.feed(b"!drop task_id=drop:1\n!caught_up\n") == [s.Drop(b"drop:1"), s.CaughtUp()]
+    assert session.feed(b"!drop\n") == [s.Complaint("a drop without a task id that holds")]
+    # What is pushed from now on is left to the next connection, which will be told for itself.
+    session.feed(b"!drain\n")
+    assert session.feed(b"!drop task_id=drop:2\n!caught_up\n") == []
+
+
 def test_pushes_hot_and_cold_mean_the_same() -> None:
     hot = b"!task task_id=a type=url ttl=60 priority=9 -- http://h/1 http://h/2\n"
     cold = b"!task priority=9 type=url task_id=a ttl=60 new_key=1 -- http://h/1 http://h/2\r\n"

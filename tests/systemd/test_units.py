@@ -110,6 +110,12 @@ def test_units_and_configuration_name_the_same_places() -> None:
     assert values("refreshd.socket", "ListenStream") == [engine["listen"]]
 
 
+def test_the_agent_may_write_where_its_configuration_proposes() -> None:
+    lines = (FOLDER / "proxyd.toml").read_text().splitlines()
+    assert '#: caught_up_file = "${RUNTIME_DIRECTORY}/caught-up"' in lines
+    assert values("proxyd.service", "RuntimeDirectory") == ["proxyd"]
+
+
 def test_the_drop_in_for_newer_systemd_is_not_where_it_would_be_read(root: PrivateRoot) -> None:
     """systemd 252 ignores its Type, and the service would count as ready before it is."""
     assert not list(FOLDER.glob("*.d"))

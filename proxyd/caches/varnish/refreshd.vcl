@@ -1,4 +1,4 @@
-# What refreshd's agent (proxyd) needs in a Varnish: PURGE one URL, BAN one directory.
+# What refreshd's agent (proxyd) needs in a Varnish: PURGE one URL, BAN one directory, DROP everything.
 #
 # Copy this file to /etc/varnish/ and include it right after the `vcl 4.1;` line of your VCL:
 #
@@ -12,6 +12,8 @@
 #
 #     PURGE /a/b?c HTTP/1.1      removes all variants of this URL; 200 whether or not it was there
 #     BAN /a/ HTTP/1.1           removes all that begins with /a/ on this Host; 200
+#     DROP / HTTP/1.1            removes all that is there, of every Host; 299. An agent asks for it only if
+#                                its drop_after_s is set
 #
 # docs/agent.md says more.
 
@@ -24,11 +26,18 @@ acl refreshd_purgers {
 }
 
 sub vcl_recv {
-    if (req.method == "PURGE" || req.method == "BAN") {
+    if (req.method == "PURGE" || req.method == "BAN" || req.method == "DROP") {
         # A comma in X-Forwarded-For (Varnish has added client.ip by now): another proxy passed this on,
         # a TLS terminator on this machine for example. Then client.ip says nothing about who asks.
         if (client.ip !~ refreshd_purgers || req.http.X-Forwarded-For ~ ",") {
             return (synth(403, "Not a purger"));
+        }
+        if (req.method == "DROP") {
+            # What is fetched from now on is newer than the ban, and stays.
+            if (std.ban("obj.status != 0")) {
+                return (synth(299, "Dropped"));
+            }
+            return (synth(500, "Ban refused: " + std.ban_error()));
         }
         # As the builtin VCL does it for every other request: host names have no case.
         set req.http.Host = req.http.Host.lower();

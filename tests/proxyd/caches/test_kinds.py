@@ -3,6 +3,7 @@
 import pytest
 
 from proxyd.caches import KINDS, PLANNED_KINDS, CacheKind
+from proxyd.targets import split_drop
 from wire.fields import TASK_TYPES
 
 
@@ -10,6 +11,17 @@ from wire.fields import TASK_TYPES
 def test_each_type_is_done_or_refused(kind: CacheKind) -> None:
     assert set(kind.deeds) | set(kind.refused) == set(TASK_TYPES)
     assert not set(kind.deeds) & set(kind.refused)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_each_drops_all_it_holds_or_says_why_not(kind: CacheKind) -> None:
+    deed, why = kind.deed_of("drop")
+    assert (deed is None) is bool(why)
+    if deed is not None:
+        assert deed.render(*split_drop(b"")).startswith(deed.method + b" / HTTP/1.1\r\nHost: localhost\r\n")
+        # What an origin says to a method that a cache passes on.
+        for status in (200, 204, 404, 405, 501):
+            assert deed.judge(status) is not None
 
 
 def test_planned_kinds_are_not_there() -> None:

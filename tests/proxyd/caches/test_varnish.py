@@ -171,10 +171,36 @@ def test_the_vcl_takes_no_odd_host_from_anybody(varnish: Varnish, host: str, pat
     assert new <= (1 if status == 200 else 0)
 
 
-@pytest.mark.parametrize("method", ["PURGE", "BAN"])
+@pytest.mark.parametrize("method", ["PURGE", "BAN", "DROP"])
 def test_what_a_proxy_passed_on_may_not_purge(varnish: Varnish, host: str, method: str) -> None:
     answer = ask(varnish.address, method, host, "/", "X-Forwarded-For: 203.0.113.9\r\n")
     assert answer.status == 403
+
+
+def drop(varnish: Varnish) -> str | None:
+    """Asks for a drop; what was told of it."""
+    deed = KINDS["varnish"].drop
+    assert deed is not None
+    [error] = do(varnish, deed, "http://localhost/")
+    return error
+
+
+def test_a_drop_takes_all_that_is_there_and_nothing_that_comes(varnish: Varnish, host: str) -> None:
+    fill(varnish, host, "/a", "/d/b?x=1")
+    fill(varnish, f"b.{host}", "/a")
+    assert drop(varnish) is None
+    for name, path in ((host, "/a"), (host, "/d/b?x=1"), (f"b.{host}", "/a")):
+        assert not is_hit(varnish, name, path)
+        assert is_hit(varnish, name, path)
+
+
+def test_a_drop_leaves_nothing_to_what_was_not_found(origin: Origin) -> None:
+    """The lurker frees it all, and what an origin could not give is asked for again."""
+    fast_lurker = ("ban_lurker_age=0.1", "ban_lurker_sleep=0.01")
+    with Varnish(origin.address, params=fast_lurker) as varnish:
+        fill(varnish, "lurk.example", "/d/a", "/e")
+        assert drop(varnish) is None
+        wait_until(lambda: "\nMAIN.n_object 0 " in _squeeze(varnish), what="the lurker dropped the objects")
 
 
 def test_visitors_see_nothing_of_it(varnish: Varnish, host: str) -> None:
@@ -215,6 +241,10 @@ def test_the_vcl_can_be_loaded_into_a_running_varnish(origin: Origin) -> None:
         assert not is_hit(varnish, "old.example", "/d/a")
         assert do(varnish, DEEDS["dir"], "http://old.example/d/") == [None]
         assert not is_hit(varnish, "old.example", "/d/a")
+        # What was stored before is dropped with the rest.
+        assert is_hit(varnish, "old.example", "/d/b")
+        assert drop(varnish) is None
+        assert not is_hit(varnish, "old.example", "/d/b")
 
 
 def test_a_rewrite_before_the_include_holds_for_purges(origin: Origin) -> None:
@@ -238,3 +268,4 @@ def test_a_varnish_without_the_vcl_is_told_from_one_with_it(origin: Origin) -> N
     with Varnish(origin.address, vcl=vcl) as varnish:
         [error] = do(varnish, DEEDS["url"], "http://h.example/unknown-method")
         assert error == "cache c: PURGE was answered 501 (include refreshd.vcl in the VCL, see docs/agent.md)"
+        assert drop(varnish) is not None

@@ -1,0 +1,144 @@
+"""The order at one cache while the agent catches up: a prefetch waits for the refreshes before it. Pure.
+
+What is refreshed goes through another lane than what is prefetched, and is merged on its way
+(`merging.py`). So that an object that was prefetched last is there in the end, and fresh, a prefetch is
+passed on only once every refresh has ended that came before it. (In the daily flow nobody waits: a refresh
+is through before a prefetch is begun.)
+
+    refresh refresh prefetch prefetch | refresh prefetch | refresh
+    └────────── a segment ──────────┘   └── a segment ─┘   └─ a segment
+
+Refreshes of a segment are counted down; when those of the first are none, its prefetches are passed on, and
+the next segment is the first. Which URLs they are of is not looked at: a purge takes microseconds, a
+prefetch can wait for others' too. Refreshes wait for nothing: they may pass a prefetch, see `merging.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from proxyd.merging import MergingQueue
+from proxyd.queues import PriorityQueue, Queue
+from proxyd.tasks import Exchange
+
+
+class Door(Protocol):
+    """Where exchanges are put in."""
+
+    def put(self, exchange: Exchange, priority: int) -> None:
+        """Takes an exchange."""
+
+
+class Lane(Door, Protocol):
+    """What is needed of a `CacheClient`."""
+
+    queue: Queue[Exchange]
+
+    def unended(self) -> Iterator[Exchange]:
+        """What was put in and has not ended."""
+
+
+class Segment:
+    """Refreshes that have not ended, and the prefetches that came behind them."""
+
+    __slots__ = ("left", "prefetches", "replay")
+
+    def __init__(self, replay: Replay) -> None:
+        self.replay = replay
+        self.left = 0
+        self.prefetches: list[tuple[Exchange, int]] = []
+
+    def end_one(self) -> None:
+        """One of its refreshes has ended."""
+        self.left -= 1
+        if not self.left:
+            self.replay.pass_on()
+
+
+class Replay:
+    """One cache. What is put in here goes to the lanes in the order that holds while catching up."""
+
+    def __init__(self, fast: Lane, slow: Door) -> None:
+        self._fast = fast
+        self._slow = slow
+        self._segments: deque[Segment] = deque()
+        self.on = False
+        self.prefetches = PrefetchDoor(self)
+
+    def begin(self) -> None:
+        """From now on refreshes are merged; those that are in hand count as such that came first."""
+        if self.on:
+            return
+        self.on = True
+        for exchange in self._fast.unended():
+            self._count(exchange)
+        queue = MergingQueue()
+        for exchange in self._fast.queue.take(len(self._fast.queue)):
+            for each in (exchange, *exchange.part()):
+                queue.put(each, each.task.head.priority)
+        self._fast.queue = queue
+
+    def end(self) -> None:
+        """The daily flow goes on. What was merged stays so; prefetches that wait are passed on in order."""
+        if not self.on:
+            return
+        self.on = False
+        plain: PriorityQueue[Exchange] = PriorityQueue()
+        queue = self._fast.queue
+        if isinstance(queue, MergingQueue):
+            for exchange, priority in queue.take_placed(len(queue)):
+                plain.put(exchange, priority)
+        self._fast.queue = plain
+
+    def put(self, exchange: Exchange, priority: int) -> None:
+        """Takes a refresh."""
+        self._count(exchange)
+        self._fast.put(exchange, priority)
+
+    def _count(self, exchange: Exchange) -> None:
+        if exchange.segment is not None:
+            return
+        if not self._segments or self._segments[-1].prefetches:
+            self._segments.append(Segment(self))
+        segment = exchange.segment = self._segments[-1]
+        segment.left += 1
+
+    def put_prefetch(self, exchange: Exchange, priority: int) -> None:
+        """Takes a prefetch."""
+        if self._segments:
+            self._segments[-1].prefetches.append((exchange, priority))
+        else:
+            self._slow.put(exchange, priority)
+
+    def pass_on(self) -> None:
+        """Passes on what waits for nothing any more."""
+        while self._segments and not self._segments[0].left:
+            for exchange, priority in self._segments.popleft().prefetches:
+                self._slow.put(exchange, priority)
+
+    @property
+    def waiting(self) -> int:
+        """Prefetches that are held back."""
+        return sum(len(segment.prefetches) for segment in self._segments)
+
+    def unended(self) -> Iterator[Exchange]:
+        """The prefetches that are held back."""
+        return (exchange for segment in self._segments for exchange, _ in segment.prefetches)
+
+    def __repr__(self) -> str:
+        return f"<Replay {'on' if self.on else 'off'}, {self.waiting} prefetches wait>"
+
+
+class PrefetchDoor:
+    """Where prefetches are put in."""
+
+    __slots__ = ("_replay",)
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+
+    def put(self, exchange: Exchange, priority: int) -> None:
+        """See `Replay.put_prefetch`."""
+        self._replay.put_prefetch(exchange, priority)
