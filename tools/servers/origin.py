@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import Counter
 from concurrent.futures import Future
+from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ class Origin:
 
     `bump()` makes every object change. `sizes[path]` pads an answer to so many bytes,
     `statuses[path]` answers with another status, `silent` holds the paths that get no answer at all.
+    `varies[path]` names a request header, in lower case: its value stands in the answer, and Vary says so.
     """
 
     def __init__(self, *, max_age_s: int = 3600) -> None:
@@ -28,6 +30,7 @@ class Origin:
         self.sizes: dict[bytes, int] = {}
         self.statuses: dict[bytes, int] = {}
         self.silent: set[bytes] = set()
+        self.varies: dict[bytes, bytes] = {}
         self.asked: Counter[tuple[bytes, bytes]] = Counter()
         """How often each (host, path) was asked for, bytes as they came."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -89,7 +92,7 @@ class _Connection(asyncio.Protocol):
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
-        self._host = b""
+        self._headers: dict[bytes, bytes] = {}
 
     def connection_made(self, transport: Any) -> None:
         self.transport: asyncio.Transport = transport
@@ -105,26 +108,33 @@ class _Connection(asyncio.Protocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._url = self._host = b""
+        self._url = b""
+        self._headers = {}
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"host":
-            self._host = value
+        self._headers[name.lower()] = value
 
     def on_message_complete(self) -> None:
         origin = self._origin
-        origin.asked[self._host, self._url] += 1
+        host = self._headers.get(b"host", b"")
+        origin.asked[host, self._url] += 1
         if self._url in origin.silent:
             return
-        body = b"v=%d %s %s\n" % (origin.version, self._host, self._url)
+        body = b"v=%d %s %s\n" % (origin.version, host, self._url)
+        vary = b""
+        if name := origin.varies.get(self._url):
+            body += b"%s: %s\n" % (name, self._headers.get(name, b""))
+            vary = b"Vary: %s\r\n" % name
         body = body.ljust(origin.sizes.get(self._url, 0), b".")
         status = origin.statuses.get(self._url, 200)
         self.transport.write(
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
-            b"Content-Type: text/plain\r\n\r\n" % (status, len(body), origin.max_age_s)
+            # Without a Date, a max-age means nothing to Squid.
+            b"Content-Type: text/plain\r\nDate: %s\r\n%s\r\n"
+            % (status, len(body), origin.max_age_s, formatdate(usegmt=True).encode(), vary)
         )
         if self._parser.get_method() != b"HEAD":
             self.transport.write(body)
