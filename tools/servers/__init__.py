@@ -16,6 +16,7 @@ from tools.servers.errors import ServerFailed
 from tools.servers.mariadb import MariaDb
 from tools.servers.origin import Origin
 from tools.servers.redis import RedisServer
+from tools.servers.squid import Squid
 from tools.servers.varnish import Varnish
 from tools.servers.waiting import wait_until
 
@@ -25,6 +26,7 @@ __all__ = [
     "Origin",
     "RedisServer",
     "ServerFailed",
+    "Squid",
     "TrafficServer",
     "Varnish",
     "wait_until",
