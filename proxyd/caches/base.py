@@ -23,6 +23,10 @@ class Deed(msgspec.Struct, frozen=True):
     hints: Mapping[int, str] = {}
     headers: bytes = b""
     """Whole header lines, each with its CRLF, sent besides Host."""
+    exact: bool = True
+    """False where it has the effect by other means than a purge: then `note` says which."""
+    note: str = ""
+    """What the docs say of it besides (`table.py`)."""
 
     def render(self, host: bytes, path: bytes) -> bytes:
         """The request as it goes out.
@@ -65,6 +69,7 @@ _SUCCESSES = frozenset(range(200, 300))
 PREFETCH = Deed(
     method=b"GET",
     good=_SUCCESSES,
+    note="through the cache, thrown away",
     headers=b"User-Agent: refreshd-prefetch\r\nAccept: */*\r\nAccept-Encoding: gzip\r\n",
 )
 

@@ -27,12 +27,14 @@ _PURGED = frozenset({200, 204})
 VARNISH = CacheKind(
     name="varnish",
     deeds={
-        "url": Deed(method=b"PURGE", good=_PURGED, hints=_HINTS),
-        "dir": Deed(method=b"BAN", good=frozenset({200}), hints=_HINTS),
+        "url": Deed(method=b"PURGE", good=_PURGED, hints=_HINTS, note="all variants"),
+        "dir": Deed(
+            method=b"BAN", good=frozenset({200}), hints=_HINTS, note="all that begins with it, on that host"
+        ),
         "prefetch": PREFETCH,
     },
     refused={"regex": NOT_YET.format("pattern"), "tag": NOT_YET.format("tag")},
     # 299 is what no origin answers: some answer 200 to whatever method a Varnish without the VCL passes on.
     # A method of its own: an older refreshd.vcl would take an odd BAN for one of a directory.
-    drop=Deed(method=b"DROP", good=frozenset({299}), hints=_DROP_HINTS),
+    drop=Deed(method=b"DROP", good=frozenset({299}), hints=_DROP_HINTS, note="a ban that matches everything"),
 )

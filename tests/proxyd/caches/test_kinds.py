@@ -1,8 +1,11 @@
 """What holds for every kind of cache."""
 
+from pathlib import Path
+
 import pytest
 
 from proxyd.caches import KINDS, PLANNED_KINDS, CacheKind
+from proxyd.caches.table import render_table
 from proxyd.targets import split_drop
 from wire.fields import TASK_TYPES
 
@@ -37,3 +40,14 @@ def test_a_request_is_one_request(kind: CacheKind) -> None:
         assert request.count(b"\r\n\r\n") == 1
         assert deed.judge(200) is None
         assert "503" in str(deed.judge(503))
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_what_is_not_exact_says_how(kind: CacheKind) -> None:
+    for deed in [*kind.deeds.values(), *filter(None, [kind.drop])]:
+        assert deed.exact or deed.note
+
+
+def test_the_docs_show_the_table() -> None:
+    docs = Path(__file__).resolve().parents[3] / "docs" / "agent.md"
+    assert render_table() in docs.read_text(), "run: python -m proxyd.caches.table"
