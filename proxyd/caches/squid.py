@@ -1,7 +1,8 @@
 """Squid 5 as an accelerator: PURGE one URL, one variant of it. The settings it needs stand in `squid/`.
 
-HTCP, in which Squid can be told to forget a URL too (CLR), is not used: it reaches no more than PURGE does
-(one Squid, one variant), over UDP, where an answer that is lost looks like one that is late.
+HTCP, in which Squid can be told to forget a URL too (CLR), is not used. It reaches less than PURGE does: of a
+URL with variants it leaves all (measured: it forgets what leads to them, until the next visit). And it goes
+over UDP, where an answer that is lost looks like one that is late.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a purge costs the agent: `python -m tests.proxyd.measure [varnish|ats] [TASKS] [CREDIT]`.
+"""What a purge costs the agent: `python -m tests.proxyd.measure [varnish|ats|squid] [TASKS] [CREDIT]`.
 
 The engine is played by this process with rendered lines, so that what is measured is the agent
 (CPU microseconds a purge, all in) and the real cache. Prints one line of JSON.
@@ -14,7 +14,7 @@ import time
 
 import psutil
 
-from tools.servers import Agent, Origin, TrafficServer, Varnish
+from tools.servers import Agent, Origin, Squid, TrafficServer, Varnish
 
 WORKERS = 2
 LINES_A_PUSH = 100
@@ -71,7 +71,7 @@ class Pusher:
 
 def measure(kind: str, tasks: int, credit: int) -> dict[str, object]:
     """One run."""
-    server = {"varnish": Varnish, "ats": TrafficServer}[kind]
+    server = {"varnish": Varnish, "ats": TrafficServer, "squid": Squid}[kind]
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     with (
