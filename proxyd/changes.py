@@ -66,6 +66,9 @@ def _compare_caches(old: AgentConfig, new: AgentConfig) -> Iterator[Change]:
                 )
                 if old_part != new_part
             ]
+            if before.requests != cache.requests:
+                # Not which: there may be a secret in a header.
+                parts.append("other requests")
             yield Change(f"cache {cache.name}", Reload.COMES_AND_GOES, ", ".join(parts))
     for name in was:
         yield Change(f"cache {name}", Reload.COMES_AND_GOES, "removed")

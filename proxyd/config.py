@@ -9,15 +9,25 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from proxyd.addresses import parse_address
-from proxyd.caches import KINDS
+from proxyd.caches import KINDS, Request, Requests, http, kind_of
 from proxyd.errors import ConfigError
-from proxyd.settings import LIST_MAX, LIST_SECTIONS, REQUIRED, SECTIONS, Setting, host_name, rows_of
+from proxyd.settings import (
+    LIST_MAX,
+    LIST_SECTIONS,
+    REQUEST_TABLE,
+    REQUIRED,
+    SECTIONS,
+    Setting,
+    host_name,
+    rows_of,
+)
 
 # A configuration is a page; a larger file is another file.
 FILE_MAX_BYTES = 1 << 20
@@ -29,6 +39,8 @@ class CacheConfig(msgspec.Struct, frozen=True):
     name: str
     kind: str
     address: tuple[str, int]
+    requests: Requests = ()
+    """What it is asked, where the kind leaves that to the configuration."""
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -103,6 +115,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     caches = reader.read_list(document, "cache")
     reader.check_names(document)
     reader.check_caches(caches)
+    reader.read_requests(document, caches)
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
@@ -127,7 +140,9 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
-        caches=[CacheConfig(row["name"], row["kind"], _address(row["address"])) for row in caches],
+        caches=[
+            CacheConfig(row["name"], row["kind"], _address(row["address"]), row["requests"]) for row in caches
+        ],
     )
 
 
@@ -148,7 +163,9 @@ class _Reader:
 
     def blame(self, text: str, section: str = "", number: int = 0, key: str = "") -> None:
         """Notes a fault at the line of a key, or of its section."""
-        line = self._lines.get((section, number, key)) or self._lines.get((section, number, ""))
+        lines = self._lines
+        line = lines.get((section, number, key)) or lines.get((f"{section}.{key}", number, ""))
+        line = line or lines.get((section, number, ""))
         self.faults.append(f"{self._where}:{line}: {text}" if line else f"{self._where}: {text}")
 
     def check_names(self, document: dict[str, Any]) -> None:
@@ -178,10 +195,23 @@ class _Reader:
 
     def _read_table(self, table: dict[str, Any], section: str, number: int) -> dict[str, Any]:
         rows = rows_of(section)
+        # Tables of their own, see `read_requests`.
+        more = http.PLACES if section == "cache" else ()
+        return self._read_rows(table, rows, section, number, more)
+
+    def _read_rows(
+        self,
+        table: dict[str, Any],
+        rows: dict[str, Setting],
+        section: str,
+        number: int,
+        more: Collection[str] = (),
+    ) -> dict[str, Any]:
         shown = f"[[{section}]]" if section in LIST_SECTIONS else f"[{section}]"
         for key in table:
-            if key not in rows:
-                self.blame(f"unknown key {key!r} in {shown}{_nearest(key, rows)}", section, number, key)
+            if key not in rows and key not in more:
+                text = f"unknown key {key!r} in {shown}{_nearest(key, [*rows, *more])}"
+                self.blame(text, section, number, key)
         values: dict[str, Any] = {}
         for key, setting in rows.items():
             if key not in table and setting.default is REQUIRED:
@@ -217,10 +247,42 @@ class _Reader:
                 self.blame(f"two caches are named {cache['name']!r}", "cache", number, "name")
             seen.add(cache["name"])
 
+    def read_requests(self, document: dict[str, Any], caches: list[dict[str, Any]]) -> None:
+        """Adds to each cache what its [cache.url], [cache.dir]… say."""
+        for number, cache in enumerate(caches):
+            table = document["cache"][number]
+            given = [task_type for task_type in http.PLACES if task_type in table]
+            kind = KINDS.get(cache["kind"])
+            if kind is not None and given and not kind.configurable:
+                text = f"what kind {kind.name!r} is asked is fixed; only kind 'http' has [cache.{given[0]}]"
+                self.blame(text, f"cache.{given[0]}", number)
+            if kind is not None and not given and kind.configurable:
+                known = ", ".join(f"[cache.{task_type}]" for task_type in http.PLACES)
+                self.blame(f"kind 'http' needs at least one of {known}", "cache", number, "kind")
+            requests = [(task_type, self._read_request(table, task_type, number)) for task_type in given]
+            cache["requests"] = tuple((name, request) for name, request in requests if request is not None)
+
+    def _read_request(self, cache: dict[str, Any], task_type: str, number: int) -> Request | None:
+        section = f"cache.{task_type}"
+        table = cache[task_type]
+        if not isinstance(table, dict):
+            self.blame(f"got {table!r}, wanted a section [{section}]", "cache", number, task_type)
+            return None
+        faults_before = len(self.faults)
+        rows = {row.key: row._replace(section=section) for row in REQUEST_TABLE}
+        values = self._read_rows(table, rows, section, number)
+        if len(self.faults) > faults_before:
+            return None
+        headers, good = tuple(values.pop("headers").items()), tuple(values.pop("good"))
+        request = Request(**values, headers=headers, good=good)
+        for key, fault in http.find_faults(task_type, request):
+            self.blame(f"{key}: {fault}", section, number, key)
+        return request
+
     def check_drops(self, caches: list[dict[str, Any]]) -> None:
         """Each can be told to drop all that it holds."""
         for number, cache in enumerate(caches):
-            kind = KINDS.get(cache["kind"])
+            kind = kind_of(cache["kind"], cache["requests"]) if cache["kind"] in KINDS else None
             if kind is not None and kind.drop is None:
                 text = f"cache {cache['name']!r} cannot drop all that it holds: {kind.no_drop}"
                 self.blame(f"drop_after_s is set, but {text}; take it out", "cache", number, "kind")
@@ -272,7 +334,9 @@ def _index_lines(text: str) -> dict[tuple[str, int, str], int]:
     for at, line in enumerate(text.splitlines(), 1):
         if header := _HEADER(line):
             section = header[1].strip("\"'")
-            number = counts.get(section, 0)
+            above, dot, _ = section.partition(".")
+            # [cache.url] belongs to the [[cache]] above it.
+            number = counts.get(above, 1) - 1 if dot else counts.get(section, 0)
             counts[section] = number + 1
             found[section, number, ""] = at
         elif key := _KEY(line):

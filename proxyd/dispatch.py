@@ -33,7 +33,7 @@ from proxyd.merging import DROP
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
 from proxyd.replay import Door, Replay
-from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_target
+from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_tag, split_target
 from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
@@ -66,7 +66,7 @@ class Route(msgspec.Struct, frozen=True):
     split: Callable[[bytes], tuple[bytes, bytes]]
 
 
-SPLITS = {"dir": split_directory, DROP: split_drop}
+SPLITS = {"dir": split_directory, "tag": split_tag, DROP: split_drop}
 
 
 def plan_route(task_type: str, caches: Iterable[Lanes], *, replaying: bool = False) -> Route:
@@ -310,11 +310,11 @@ class Dispatcher:
         split = route.split
         for target in targets:
             try:
-                host, path = split(target)
+                request = deed.render(*split(target))
             except BadTarget as error:
                 self._end_target(task, target, str(error))
                 continue
-            door.put(Exchange(task, target, deed.render(host, path), deed, None), task.head.priority)
+            door.put(Exchange(task, target, request, deed, None), task.head.priority)
 
     def _begin(self, task: Task, route: Route, targets: list[bytes]) -> None:
         if not route.steps:
@@ -322,15 +322,25 @@ class Dispatcher:
                 self._end_target(task, target, route.refusal or "this agent has no caches")
             return
         for target in targets:
+            refusal = route.refusal
+            requests: list[tuple[bytes, Deed, Door]] = []
             try:
                 host, path = route.split(target)
             except BadTarget as error:
                 self._end_target(task, target, str(error))
                 continue
-            share = Share(len(route.steps))
-            share.error = route.refusal
             for deed, door in route.steps:
-                door.put(Exchange(task, target, deed.render(host, path), deed, share), task.head.priority)
+                try:
+                    requests.append((deed.render(host, path), deed, door))
+                except BadTarget as error:
+                    refusal = refusal or str(error)
+            if not requests:
+                self._end_target(task, target, str(refusal))
+                continue
+            share = Share(len(requests))
+            share.error = refusal
+            for request, deed, door in requests:
+                door.put(Exchange(task, target, request, deed, share), task.head.priority)
 
     def _end_target(self, task: Task, target: bytes, error: str) -> None:
         self._release(1)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from proxyd.caches import KINDS
+from proxyd.caches import kind_of
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
 from proxyd.dispatch import Lanes
@@ -66,7 +66,7 @@ class Caches:
         quick, long = (
             CacheClient(cache.name, *cache.address, limits, self._ended) for limits in (fast, slow)
         )
-        return Lanes(cache.name, KINDS[cache.kind], quick, long, Replay(quick, long))
+        return Lanes(cache.name, kind_of(cache.kind, cache.requests), quick, long, Replay(quick, long))
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)

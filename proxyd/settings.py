@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import json
 import re
 import socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from proxyd.addresses import parse_address
-from proxyd.caches import KINDS, PLANNED_KINDS
+from proxyd.caches import KINDS, PLANNED_KINDS, http
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
 # More engines or caches than any point of presence has; each costs connections.
@@ -181,6 +182,21 @@ TABLE: tuple[Setting, ...] = (
             Reload.COMES_AND_GOES),
 )  # fmt: skip
 
+REQUEST_TABLE: tuple[Setting, ...] = (
+    Setting("cache.TYPE", "method", str, REQUIRED, "a method in capitals, not HEAD or CONNECT",
+            "what is sent for this type", http.method_fault, Reload.COMES_AND_GOES),
+    Setting("cache.TYPE", "path", str, "{path}", "begins with /, {path}, http:// or https://",
+            "what stands behind the method; a template", http.path_fault, Reload.COMES_AND_GOES),
+    Setting("cache.TYPE", "headers", dict, {}, f"at most {http.HEADERS_MAX} of NAME = \"value\"",
+            "sent besides `Host`, which is the target's unless it stands here; each value is a template",
+            http.headers_fault, Reload.COMES_AND_GOES),
+    Setting("cache.TYPE", "body", str, "", f"at most {http.BODY_MAX_CHARS} characters",
+            "sent with its length; a template", http.body_fault, Reload.COMES_AND_GOES),
+    Setting("cache.TYPE", "good", list, [200, 204], "1 or more of 200 to 599", "the statuses that mean done",
+            http.good_fault, Reload.COMES_AND_GOES),
+)  # fmt: skip
+"""Of each [cache.url], [cache.dir]… behind a [[cache]] of a kind that is configured so (`caches/http.py`)."""
+
 LIST_SECTIONS = frozenset({"cache"})
 """Sections that may stand there several times, in double brackets."""
 SECTIONS = tuple(dict.fromkeys(setting.section for setting in TABLE))
@@ -191,7 +207,7 @@ def rows_of(section: str) -> dict[str, Setting]:
     return {setting.key: setting for setting in TABLE if setting.section == section}
 
 
-_TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "flag", list: "list"}
+_TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "flag", list: "list", dict: "table"}
 
 
 def render_reference() -> str:
@@ -200,7 +216,7 @@ def render_reference() -> str:
         "| setting | type | default | allowed | what it is | at a reload |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for setting in TABLE:
+    for setting in (*TABLE, *REQUEST_TABLE):
         section = f"[[{setting.section}]]" if setting.section in LIST_SECTIONS else f"[{setting.section}]"
         default = _show_default(setting.default)
         kind = _TYPE_NAMES[setting.type]
@@ -217,7 +233,9 @@ def _show_default(default: Any) -> str:
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     if isinstance(default, list):
-        return "`[" + ", ".join(f'"{item}"' for item in default) + "]`"
+        return f"`{json.dumps(default)}`"
+    if isinstance(default, dict):
+        return "none"
     return f'`"{default}"`' if isinstance(default, str) else f"`{default:g}`"
 
 

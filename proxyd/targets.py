@@ -44,6 +44,17 @@ def split_directory(target: bytes) -> tuple[bytes, bytes]:
     return split_target(target)
 
 
+# As the engine checks it.
+_TAG = re.compile(rb"[!-~]{1,256}").fullmatch
+
+
+def split_tag(target: bytes) -> tuple[bytes, bytes]:
+    """A host for a request that is of none, and the tag. Raises: BadTarget."""
+    if not _TAG(target):
+        raise BadTarget("a tag has 1 to 256 of the bytes 0x21 to 0x7e")
+    return b"localhost", target
+
+
 TARGET_OF_DROP = b""
 """A drop of the whole cache is of no URL."""
 

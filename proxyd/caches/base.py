@@ -31,7 +31,7 @@ class Deed(msgspec.Struct, frozen=True):
     def render(self, host: bytes, path: bytes) -> bytes:
         """The request as it goes out.
 
-        `host` and `path` come from `split_target`: no byte of them can end a line.
+        `host` and `path` come from `split_target`: no byte of them can end a line. Raises: BadTarget.
         """
         return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (self.method, path, host, self.headers)
 
@@ -54,6 +54,8 @@ class CacheKind(msgspec.Struct, frozen=True):
     """Drops all that the cache holds."""
     no_drop: str = ""
     """Why it cannot be asked to, where `drop` is None."""
+    configurable: frozenset[str] = frozenset()
+    """The types (and "drop") for which the configuration may say what to ask for (`http.py`)."""
 
     def deed_of(self, task_type: str) -> tuple[Deed | None, str]:
         """The deed of a task type, or None and why there is none."""

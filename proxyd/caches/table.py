@@ -21,6 +21,8 @@ def render_table() -> str:
 
 
 def _cell(kind: CacheKind, column: str) -> str:
+    if column in kind.configurable:
+        return "[as configured](#beside-anything-else)"
     deed, why_not = kind.deed_of(column)
     if deed is None:
         return f"refused: {why_not}"

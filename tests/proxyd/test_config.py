@@ -99,11 +99,11 @@ def test_a_secret_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.Mo
     assert load(tmp_path / "proxyd.toml").secret == b"s3cret"
 
 
-NOT_BUILT = "is not built yet; this version knows varnish, ats, squid"
+NOT_BUILT = "is not built yet; this version knows varnish, ats, squid, http"
 BAD = [
     ('kind = "ats"', 'kind = "nginx"', f"20: kind: kind 'nginx' {NOT_BUILT}"),
-    ('kind = "ats"', 'kind = "apache"', "20: kind: 'apache' is not one of varnish, ats, squid"),
-    ('kind = "ats"\n', "", "18: [[cache]] needs kind: varnish, ats, squid"),
+    ('kind = "ats"', 'kind = "apache"', "20: kind: 'apache' is not one of varnish, ats, squid, http"),
+    ('kind = "ats"\n', "", "18: [[cache]] needs kind: varnish, ats, squid, http"),
     ("group =", "gruop =", "3: unknown key 'gruop' in [agent]; did you mean 'group'?"),
     ('address = "cache', 'adress = "cache', "21: unknown key 'adress' in [[cache]]; did you mean 'address'?"),
     ("[slow]", "[slwo]", "9: unknown section [slwo]; did you mean 'slow'?"),
@@ -162,7 +162,11 @@ def test_bad_addresses(text: str) -> None:
     assert parse_address(text) is None
 
 
-@pytest.mark.parametrize("setting", settings.TABLE, ids=lambda setting: f"{setting.section}.{setting.key}")
+@pytest.mark.parametrize(
+    "setting",
+    settings.TABLE + settings.REQUEST_TABLE,
+    ids=lambda setting: f"{setting.section}.{setting.key}",
+)
 def test_each_row_is_whole(setting: settings.Setting) -> None:
     assert setting.doc
     assert setting.wanted

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
-from proxyd.caches import KINDS
+from proxyd.caches import KINDS, Request, kind_of
 from proxyd.dispatch import Dispatcher, Lanes
 from proxyd.outbox import Outbox
 from proxyd.queues import PriorityQueue, Queue
@@ -170,6 +171,24 @@ def test_bad_targets_fail_and_good_ones_are_done() -> None:
     assert (report["done"], report["failed"], report["items"]) == ("1", "1", ("http://h/a b",))
     bench.push("d", "http://h/no-slash", head=PushHead(type="dir"))
     assert bench.reports()[0]["error"] == "a directory ends in /"
+
+
+def test_what_cannot_be_asked_of_one_cache_is_done_at_the_other_and_failed() -> None:
+    bench = Bench("varnish", "http")
+    below = kind_of("http", (("url", Request("PURGE", "/purge{path}", (), "", (200,))),))
+    bench.lanes[1] = msgspec.structs.replace(bench.lanes[1], kind=below)
+    bench.dispatcher.use_caches(bench.lanes)
+    bench.push("a", "http://h/1", "http://h/../2")
+    assert [len(bench.taken(cache)) for cache in (0, 1)] == [2, 1]
+    for cache in (0, 0, 1):
+        bench.end(cache)
+    [report] = bench.reports()
+    assert (report["done"], report["failed"], report["items"]) == ("1", "1", ("http://h/../2",))
+    assert str(report["error"]).startswith("it has a .. in its path")
+    bench.dispatcher.use_caches(bench.lanes[1:])
+    bench.push("b", "http://h/../2")
+    [report] = bench.reports()
+    assert (report["done"], report["failed"]) == ("0", "1")
 
 
 def test_a_repeat_in_flight_is_not_done_twice_and_reported_to_the_newest() -> None:
