@@ -24,6 +24,7 @@ from proxyd.settings import (
     REQUEST_TABLE,
     REQUIRED,
     SECTIONS,
+    TYPE_NAMES,
     Setting,
     host_name,
     rows_of,
@@ -227,7 +228,9 @@ class _Reader:
         if setting.type is float and type(value) is int:
             value = float(value)
         if type(value) is not setting.type:
-            fault: str | None = f"got {value!r}, wanted {setting.wanted}"
+            # Of headers, one may be a secret.
+            got = f"a {TYPE_NAMES[type(value)]}" if setting.type is dict else repr(value)
+            fault: str | None = f"got {got}, wanted {setting.wanted}"
         else:
             fault = setting.fault(value)
         if fault is None:
@@ -266,7 +269,8 @@ class _Reader:
         section = f"cache.{task_type}"
         table = cache[task_type]
         if not isinstance(table, dict):
-            self.blame(f"got {table!r}, wanted a section [{section}]", "cache", number, task_type)
+            got = f"a {TYPE_NAMES[type(table)]}"
+            self.blame(f"got {got}, wanted a section [{section}]", "cache", number, task_type)
             return None
         faults_before = len(self.faults)
         rows = {row.key: row._replace(section=section) for row in REQUEST_TABLE}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 import json
 import re
@@ -207,7 +208,11 @@ def rows_of(section: str) -> dict[str, Setting]:
     return {setting.key: setting for setting in TABLE if setting.section == section}
 
 
-_TYPE_NAMES = {str: "text", int: "number", float: "number", bool: "flag", list: "list", dict: "table"}
+TYPE_NAMES = {
+    str: "text", int: "number", float: "number", bool: "flag", list: "list", dict: "table",
+    # Not of any setting, but TOML has them.
+    datetime.datetime: "time", datetime.date: "date", datetime.time: "time",
+}  # fmt: skip
 
 
 def render_reference() -> str:
@@ -219,7 +224,7 @@ def render_reference() -> str:
     for setting in (*TABLE, *REQUEST_TABLE):
         section = f"[[{setting.section}]]" if setting.section in LIST_SECTIONS else f"[{setting.section}]"
         default = _show_default(setting.default)
-        kind = _TYPE_NAMES[setting.type]
+        kind = TYPE_NAMES[setting.type]
         cells = (f"`{section} {setting.key}`", kind, default, setting.wanted, setting.doc)
         lines.append(f"| {' | '.join(cells)} | {setting.reload.value} |")
     return "\n".join(lines) + "\n"

@@ -42,6 +42,8 @@ PLACES = {
 _METHOD = re.compile(r"[A-Z][A-Z-]{0,31}").fullmatch
 # An answer to HEAD has a length and no body, one to CONNECT is none: where it ends cannot be told.
 _METHODS_REFUSED = ("HEAD", "CONNECT")
+# They go with a length even where that is 0 (RFC 9110, 8.6).
+_WITH_LENGTH = ("POST", "PUT", "PATCH")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}").fullmatch
 _HEADER_VALUE = re.compile(r"[!-~](?:[ !-~]{0,1022}[!-~])?").fullmatch
 # Those say where a request ends, or what becomes of the connection: they are the agent's.
@@ -114,7 +116,7 @@ def _make_deed(task_type: str, request: Request) -> TemplateDeed:
         good=frozenset(request.good),
         place="tag" if "tag" in names else "path",
         head=Template.parse("".join(f"{line}\r\n" for line in lines)),
-        body=Template.parse(request.body) if request.body else None,
+        body=Template.parse(request.body) if request.body or request.method in _WITH_LENGTH else None,
         below=_goes_on(request.path),
     )
 
@@ -158,7 +160,8 @@ def headers_fault(value: Any) -> str | None:
         if name.lower() in _HEADERS_REFUSED:
             return f"{name} is the agent's to set; take it out"
         if not isinstance(text, str) or not _HEADER_VALUE(text):
-            return f"{name}: got {text!r}, wanted 1 to 1024 of the characters 0x20 to 0x7e, no space around"
+            # The value is not shown: it may be a secret.
+            return f"{name}: wanted 1 to 1024 of the characters 0x20 to 0x7e, no space around"
     names = [name.lower() for name in value]
     return "a header stands there twice" if len(set(names)) < len(names) else None
 

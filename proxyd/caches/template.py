@@ -124,7 +124,8 @@ def find_fault(text: str, names: Iterable[str], *, is_path: bool = False) -> str
         # A host has no byte that could mean anything.
         if part.name != "host" and (wanted := _wanted(part, before, may_be_raw=may_be_raw)):
             shown = _either([_show(Place(part.name, each)) for each in wanted if {*each} <= {*fitting}])
-            return f"got {_show(part)} behind {before!r}, where a target could break out; wanted {shown}"
+            # What stands around it is not shown: there may be a secret in it.
+            return f"got {_show(part)}, where a target could break out; wanted {shown}"
     return None
 
 

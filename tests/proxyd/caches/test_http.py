@@ -93,6 +93,14 @@ def test_requests_with_bodies_can_stand_behind_each_other() -> None:
     assert {request["x-host"] for request in read} == {b"h.example"}
 
 
+def test_a_post_without_a_body_says_so() -> None:
+    request = kind(drop=asks("POST", "/all")).deed_of("drop")[0]
+    assert request is not None
+    assert request.render(*split_drop(b"")) == (
+        b"POST /all HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    )
+
+
 def test_tags_and_drops_have_no_host() -> None:
     made = kind(tag=asks("PURGE", "/tag/{tag:percent}"), drop=asks("DELETE", "/all"))
     assert (

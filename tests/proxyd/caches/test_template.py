@@ -74,13 +74,13 @@ def test_in_a_path_nothing_else_fits() -> None:
         "got {path:json}, wanted percent behind the colon"
     )
     assert find_fault("/{path}/x", URL_PLACES, is_path=True) == (
-        "got {path} behind '/', where a target could break out; wanted {path:percent}"
+        "got {path}, where a target could break out; wanted {path:percent}"
     )
     assert find_fault("/p?u={path:percent}&v={host}", URL_PLACES, is_path=True) is None
     # A ? in a tag would begin a query.
     assert find_fault("/tag/{tag:percent}", ["tag"], is_path=True) is None
     assert find_fault("/tag/{tag}", ["tag"], is_path=True) == (
-        "got {tag} behind '/tag/', where a target could break out; wanted {tag:percent}"
+        "got {tag}, where a target could break out; wanted {tag:percent}"
     )
 
 
