@@ -15,8 +15,6 @@ _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
 # More engines or caches than any point of presence has; each costs connections.
 LIST_MAX = 64
 
-# An engine counts an absence from 15 s on; to drop all that a cache holds for less than this helps nobody.
-DROP_AFTER_MIN_S = 60
 # What the wire takes: a year.
 DROP_AFTER_MAX_S = 366 * 86_400
 
@@ -71,12 +69,6 @@ def _address_fault(value: Any) -> str | None:
 
 def _listen_fault(value: Any) -> str | None:
     return None if value == "" else _address_fault(value)
-
-
-def _drop_fault(value: Any) -> str | None:
-    if value == 0 or DROP_AFTER_MIN_S <= value <= DROP_AFTER_MAX_S:
-        return None
-    return f"{value} is neither 0 nor {DROP_AFTER_MIN_S} to {DROP_AFTER_MAX_S}"
 
 
 def _engines_fault(value: Any) -> str | None:
@@ -156,9 +148,9 @@ TABLE: tuple[Setting, ...] = (
     _seconds("agent", "caught_up_wait_s", 300.0, 0, 86_400,
              "how long an engine that cannot be reached is waited for before this agent counts as caught up; "
              "0: for ever"),
-    Setting("agent", "drop_after_s", int, 0, f"0, or {DROP_AFTER_MIN_S} to {DROP_AFTER_MAX_S}",
+    _number("agent", "drop_after_s", 0, 0, DROP_AFTER_MAX_S,
             "after how long an absence (s) an engine may have it drop the whole cache; 0: never",
-            _drop_fault, Reload.GREETING),
+            Reload.GREETING),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
