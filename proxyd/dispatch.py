@@ -33,7 +33,7 @@ from proxyd.merging import DROP
 from proxyd.outbox import Outbox
 from proxyd.pipeline import CacheClient
 from proxyd.replay import Door, Replay
-from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_target
+from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_pattern, split_tag, split_target
 from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
@@ -66,7 +66,7 @@ class Route(msgspec.Struct, frozen=True):
     split: Callable[[bytes], tuple[bytes, bytes]]
 
 
-SPLITS = {"dir": split_directory, DROP: split_drop}
+SPLITS = {"dir": split_directory, "regex": split_pattern, "tag": split_tag, DROP: split_drop}
 
 
 def plan_route(task_type: str, caches: Iterable[Lanes], *, replaying: bool = False) -> Route:

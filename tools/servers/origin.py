@@ -18,7 +18,8 @@ class Origin:
     """Answers every path with `v=VERSION HOST PATH` and `max_age_s` to live; counts what it was asked.
 
     `bump()` makes every object change. `sizes[path]` pads an answer to so many bytes,
-    `statuses[path]` answers with another status, `silent` holds the paths that get no answer at all.
+    `statuses[path]` answers with another status, `headers[path]` with more headers (whole lines), `silent`
+    holds the paths that get no answer at all.
     """
 
     def __init__(self, *, max_age_s: int = 3600) -> None:
@@ -27,6 +28,7 @@ class Origin:
         self.port = 0
         self.sizes: dict[bytes, int] = {}
         self.statuses: dict[bytes, int] = {}
+        self.headers: dict[bytes, bytes] = {}
         self.silent: set[bytes] = set()
         self.asked: Counter[tuple[bytes, bytes]] = Counter()
         """How often each (host, path) was asked for, bytes as they came."""
@@ -124,7 +126,8 @@ class _Connection(asyncio.Protocol):
         status = origin.statuses.get(self._url, 200)
         self.transport.write(
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
-            b"Content-Type: text/plain\r\n\r\n" % (status, len(body), origin.max_age_s)
+            b"Content-Type: text/plain\r\n%b\r\n"
+            % (status, len(body), origin.max_age_s, origin.headers.get(self._url, b""))
         )
         if self._parser.get_method() != b"HEAD":
             self.transport.write(body)
