@@ -164,8 +164,12 @@ def timing_of(lease_s: float) -> Timing:
 
 
 def reachable(address: str) -> str:
-    """An address that others can use: one that means any of this machine's is said by the machine's name."""
+    """An address that others can use: one that means any of this machine's is said by the machine's name.
+
+    Its own name, not the one that a resolver has for it: to ask that would hold up the loop for as
+    long as the resolver is away. Where others cannot resolve it, `engine.advertise` is to be set.
+    """
     host, _, port = address.rpartition(":")
     if host in ("0.0.0.0", "[::]", ""):  # noqa: S104 (compared)
-        return f"{socket.getfqdn()}:{port}"
+        return f"{socket.gethostname()}:{port}"
     return address
