@@ -34,13 +34,16 @@ ANSWER_TIMEOUT_S = 5.0
 # Packets are filled up to this, or to what the server takes. Longer ones cost memory and gain nothing.
 PACKET_BYTES_MAX = 4 << 20
 # A transaction is tried again after a deadlock, a lock that was waited for in vain or a lost connection,
-# if that came so soon (not when nothing was heard for ANSWER_TIMEOUT_S), and so often.
+# if that came so soon, and so often. Never when nothing was heard for the session's whole answer timeout:
+# whoever waits would wait as long again.
 RETRY_WITHIN_S = 4.0
+_RETRY_WITHIN_PART = 0.75
 RETRIES_MAX = 8
 # After a connect that failed, all is refused at once for so long; twice as long after each one more.
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
-# How long a statement waits for a row that another transaction holds.
+# How long a statement waits for a row that another transaction holds; half the answer timeout where that
+# is less (in whole seconds, and at least one): the server's word must come before the silence counts.
 LOCK_WAIT_S = 2
 # The server ends a transaction whose owner says nothing for so long: a paused engine, or one whose machine
 # is gone, must not keep its own fence waiting. MySQL can only end the connection, idle ones too.
@@ -63,7 +66,7 @@ class Session:
     """A connection that is used by one thread at a time."""
 
     def __init__(self, url: MysqlUrl, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-        """Does not connect yet."""
+        """Does not connect yet. `answer_timeout_s`: how long nothing may be heard amid an answer."""
         self._url = url
         self._answer_timeout_s = answer_timeout_s
         self._connection: pymysql.Connection[Any] | None = None
@@ -126,7 +129,7 @@ class Session:
         in vain or a lost connection; it must be such that it may be run again although
         it was committed before. Raises: what `work` and `query` raise.
         """
-        end = time.monotonic() + RETRY_WITHIN_S
+        end = time.monotonic() + min(RETRY_WITHIN_S, _RETRY_WITHIN_PART * self._answer_timeout_s)
         self.is_unsure = False
         for tried in range(RETRIES_MAX + 1):
             try:
@@ -183,7 +186,7 @@ class Session:
             raise unavailable from error
         self._backoff_s = 0.0
         try:
-            self._packet_bytes = _set_up(connection, self._url)
+            self._packet_bytes = _set_up(connection, self._url, self._answer_timeout_s)
         except BaseException:
             _close(connection)
             raise
@@ -230,7 +233,7 @@ def _tls(url: MysqlUrl) -> ssl.SSLContext | None:
     return context
 
 
-def _set_up(connection: pymysql.Connection[Any], url: MysqlUrl) -> int:
+def _set_up(connection: pymysql.Connection[Any], url: MysqlUrl, answer_timeout_s: float) -> int:
     """What every session starts with. Returns how long a packet may be. Raises: StoreUnavailable."""
     cursor = connection.cursor()
     cursor.execute("SELECT VERSION(), @@max_allowed_packet")
@@ -242,7 +245,8 @@ def _set_up(connection: pymysql.Connection[Any], url: MysqlUrl) -> int:
         else f"wait_timeout={IDLE_MYSQL_S}"
     )
     cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-    cursor.execute(f"SET SESSION sql_mode='{_SQL_MODE}', innodb_lock_wait_timeout={LOCK_WAIT_S}, {limit}")
+    lock_wait_s = max(min(LOCK_WAIT_S, int(answer_timeout_s) // 2), 1)
+    cursor.execute(f"SET SESSION sql_mode='{_SQL_MODE}', innodb_lock_wait_timeout={lock_wait_s}, {limit}")
     # Some room for what stands around statements.
     return min(int(packet_bytes) - 1024, PACKET_BYTES_MAX)
 

@@ -191,6 +191,29 @@ def test_one_that_accepts_and_says_nothing(database: MysqlUrl, monkeypatch: pyte
         assert time.monotonic() - began < 5
 
 
+def test_silence_is_not_waited_for_twice(database: MysqlUrl) -> None:
+    """A client waits for it."""
+    session = Session(database, answer_timeout_s=0.2)
+    tried = []
+
+    def work() -> None:
+        tried.append(1)
+        session.query(b"SELECT SLEEP(3)")
+
+    with pytest.raises(Lost, match="timed out"):
+        session.atomically(work)
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(("answer_timeout_s", "lock_wait_s"), [(0.2, 1), (2.0, 1), (5.0, 2), (3600.0, 2)])
+def test_a_lock_is_waited_for_less_long_than_an_answer(
+    database: MysqlUrl, answer_timeout_s: float, lock_wait_s: int
+) -> None:
+    session = Session(database, answer_timeout_s=answer_timeout_s)
+    assert session.read(b"SELECT @@innodb_lock_wait_timeout") == ((lock_wait_s,),)
+    session.drop()
+
+
 def test_one_that_stops_answering_amid_a_statement(database: MysqlUrl) -> None:
     session = Session(database, answer_timeout_s=0.2)
     with pytest.raises(Lost, match="timed out"):
