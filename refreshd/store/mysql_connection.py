@@ -11,10 +11,12 @@ Statements are text of our own around numbers and literals that need no escapes
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -165,6 +167,7 @@ class Session:
             yield self._connection
         except Exception as error:
             self.drop()
+            _let_go(error)
             raise translated(error, self.place) from error
         except BaseException:
             self.drop()
@@ -176,6 +179,7 @@ class Session:
         try:
             connection = _connect(self._url, self._answer_timeout_s)
         except Exception as error:
+            _let_go(error)
             unavailable = translated(error, self.place)
             self._backoff_s = min(max(self._backoff_s * 2, BACKOFF_FIRST_S), BACKOFF_MAX_S)
             self._not_before = time.monotonic() + self._backoff_s
@@ -203,7 +207,8 @@ class Session:
 
 
 def _connect(url: MysqlUrl, answer_timeout_s: float) -> pymysql.Connection[Any]:
-    return pymysql.connect(
+    tls = _tls(url)
+    connection: pymysql.Connection[Any] = pymysql.connect(
         host=url.host or "localhost",
         port=url.port,
         unix_socket=url.socket or None,
@@ -217,10 +222,30 @@ def _connect(url: MysqlUrl, answer_timeout_s: float) -> pymysql.Connection[Any]:
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=answer_timeout_s,
         write_timeout=answer_timeout_s,
-        ssl=_tls(url),
-        ssl_disabled=bool(url.socket),
+        ssl=tls,
+        ssl_disabled=tls is None,
         program_name="refreshd",
+        defer_connect=True,
     )
+    if tls is None and not url.socket:
+        # Its type does not tell of these.
+        where_offered: Any = connection
+        where_offered.ssl, where_offered.ctx = True, _unchecked_tls()
+    connection.connect()
+    return connection
+
+
+@functools.cache
+def _unchecked_tls() -> ssl.SSLContext:
+    """For a server that offers TLS, and that nobody checks.
+
+    PyMySQL would make one for each connection and read the system's certificates into it, of no use
+    here: 0.8 MiB, and 33 ms in which the interpreter is held.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _tls(url: MysqlUrl) -> ssl.SSLContext | None:
@@ -263,6 +288,19 @@ def _checked_kind(version: str, url: MysqlUrl) -> str:
             f"the database at {url.place} is {kind} {version}, wanted {oldest} or later (for JSON_TABLE)"
         )
     return kind
+
+
+def _let_go(error: BaseException) -> None:
+    """Forgets what the frames that an error went through still hold: a connection, its buffers, its TLS.
+
+    Some name the error, too (PyMySQL's `connect`), which makes a ring. A worker looks for rings among young
+    objects only (`Process._tidy`), and a connection that waits for an answer is soon none of these: while a
+    database stands still each try would stay in memory.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _close(connection: pymysql.Connection[Any]) -> None:
