@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from refreshd.cluster.snapshot import Snapshot
-from refreshd.errors import StoreError, StoreFenced
+from refreshd.errors import StoreDamaged, StoreError, StoreFenced
 from refreshd.fleet import Proxy
 from refreshd.shard import SerialClock
 from refreshd.store.base import ProxyRow, Reader
@@ -197,6 +197,11 @@ class Cluster:
                 await self._take_all(found)
             except StoreFenced as error:
                 self.fenced(str(error))
+            except StoreDamaged as error:
+                # Nothing behind it is taken in either: whoever restores the database restores all of it.
+                if not self._error:
+                    log.error("tasks that were given to this engine cannot be read", error=str(error))
+                self._error = str(error)
             except StoreError as error:
                 if not self._error:
                     log.warning("the store does not say what was handed out", error=str(error))
