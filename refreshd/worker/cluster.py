@@ -109,6 +109,15 @@ class Cluster:
         if self._leases is not None:
             self._leases.serve(self._shared)
 
+    async def hand_over(self) -> bytes:
+        """What the successor goes on with. Until `serve` is called again this process renews nothing."""
+        return await self._leases.hand_over() if self._leases is not None else b""
+
+    def inherit(self, handed: bytes) -> None:
+        """What `hand_over` returned at the predecessor; to be called before `serve`."""
+        if self._leases is not None:
+            self._leases.inherit(handed)
+
     async def leave(self) -> None:
         """The successor has everything."""
         if self._leases is not None:

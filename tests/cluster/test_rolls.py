@@ -14,7 +14,7 @@ from tests.driver import wait_until
 def test_a_roll_of_the_leading_engine_is_noticed_by_nobody(site: Site, ledger: Ledger, verb: str) -> None:
     """The lead stays with the engine: its new worker goes on with it."""
     leader = site.leader()
-    epochs = site.epochs()
+    epochs, terms = site.epochs(), site.leader_epoch()
     with site.fleet(ledger) as fleet:
         with site.load(ledger) as load:
             ledger.wait_for(100)
@@ -28,7 +28,7 @@ def test_a_roll_of_the_leading_engine_is_noticed_by_nobody(site: Site, ledger: L
         assert [proxy.gone for proxy in fleet] == [0] * len(fleet)
         assert site.wait_together() == leader
         assert site.leaders_by_own_account() == [leader]
-        assert site.epochs() == epochs
+        assert (site.epochs(), site.leader_epoch()) == (epochs, terms)
         site.settle(ledger)
 
 
