@@ -17,7 +17,7 @@ from tests.peer.raw import owned_by
 
 AWAY_S = float(os.environ.get("REFRESHD_TEST_AWAY_S", 8 * UNIT_S))
 # What a worker may grow by meanwhile, however long that is: 500 tasks whose ends wait, and buffers. Measured
-# are 3 MiB in 8 s, and 4 in 60; what it refuses is some 20 MiB in the shortest of times.
+# are 1 to 3 MiB in 8 s, and 4 in 60; what it refuses is some 20 MiB in the shortest of times.
 GROWTH_MIB_MAX = 8.0
 IN_HAND = 1_000
 # In each request: to keep them would show.
