@@ -71,7 +71,8 @@ class Engine:
         self.process: subprocess.Popen[bytes] | None = None
         self._environment = {**os.environ, **(environment or {})}
         if environment or constants:
-            self._environment["PYTHONPATH"] = str(_INJECT)
+            # The root too: what is injected imports modules before the program's own folder is looked in.
+            self._environment["PYTHONPATH"] = os.pathsep.join([str(_INJECT), str(root)])
             self._environment["REFRESHD_CONSTANTS"] = json.dumps(constants or {})
         self._before = list(before)
         self._fds = list(fds)
