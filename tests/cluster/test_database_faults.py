@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,12 @@ def _killed(site: Site) -> Iterator[None]:
 def _stopped(site: Site) -> Iterator[None]:
     """It accepts connections and says nothing."""
     site.database.signal(signal.SIGSTOP)
+    # One of its threads might still begin a commit, of which nobody would know what became.
+    threads = Path(f"/proc/{site.database.pid}/task")
+    wait_until(
+        lambda: all(") T " in (one / "stat").read_text() for one in threads.iterdir()),
+        "all threads stand still",
+    )
     try:
         yield
     finally:
