@@ -113,8 +113,10 @@ def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
 
 def _fast_limits(lane: LaneConfig, kind: CacheKind) -> Limits:
     limits = _limits(lane, streaming=kind.streams)
-    # (Behind a large object the next one would wait, and be blamed for it.)
-    return msgspec.structs.replace(limits, depth=1) if kind.streams else limits
+    if not kind.streams:
+        return limits
+    # Behind a large object the next one would wait, and be blamed for it.
+    return msgspec.structs.replace(limits, depth=1, until_closed=True)
 
 
 def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:

@@ -62,7 +62,10 @@ class CacheKind(msgspec.Struct, frozen=True):
     no_drop: str = ""
     """Why it cannot be asked to, where `drop` is None."""
     streams: bool = False
-    """A refresh is answered with the object itself: of any length, one on a connection at a time."""
+    """A refresh is answered with the object itself: of any length, and one a connection.
+
+    It is done when the cache closes that.
+    """
 
     def deed_of(self, task_type: str) -> tuple[Deed | None, str]:
         """The deed of a task type, or None and why there is none."""

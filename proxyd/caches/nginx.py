@@ -58,8 +58,10 @@ NGINX_REFETCH = CacheKind(
             method=b"GET",
             good=PREFETCH.good,
             hints=_REFETCH_HINTS,
-            # Not HEAD, though nginx fetches the object for that, too: its answer is there before the object.
-            headers=b"Refreshd-Refetch: 1\r\n" + PREFETCH.headers,
+            # Not HEAD, though nginx fetches the object for that, too: its answer is there before the
+            # object. Even the last byte of a GET is, by a moment in which another worker serves the old one
+            # (1 of 300 reads). It closes the connection when it has put the object into its place.
+            headers=b"Refreshd-Refetch: 1\r\nConnection: close\r\n" + PREFETCH.headers,
         ),
         "prefetch": PREFETCH,
     },

@@ -71,6 +71,7 @@ def test_an_nginx_is_refreshed_by_whom_its_settings_say() -> None:
             )
             limits = by_request.fast.limits
             assert (limits.streaming, limits.answer_max_bytes, limits.depth) == (True, None, 1)
+            assert limits.until_closed
             assert (limits.connections, by_hand.fast.limits.depth) == (connections, 9)
         assert caches.in_use == (by_hand, by_request)
         # Another folder is another cache.
