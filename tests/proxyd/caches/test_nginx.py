@@ -278,11 +278,11 @@ def test_a_directory_takes_what_lies_below_and_spares_the_rest(nginx: Nginx, hos
 
 
 def clone(nginx: Nginx, before: str, after: str) -> None:
-    """Makes another object of one that nginx has stored, under a key as long: quicker than to fetch it."""
+    """Makes another object of one that nginx (levels=2) has stored, under a key as long; quick."""
     old, new = (f"httph.example{path}".encode() for path in (before, after))
     names = [hashlib.md5(key).hexdigest() for key in (old, new)]
-    there, made = (nginx.cache / name[-1] / name[-3:-1] / name for name in names)
-    made.parent.mkdir(parents=True, exist_ok=True)
+    there, made = (nginx.cache / name[-2:] / name for name in names)
+    made.parent.mkdir(exist_ok=True)
     made.write_bytes(there.read_bytes().replace(b"KEY: %b\n" % old, b"KEY: %b\n" % new, 1))
 
 
@@ -299,7 +299,8 @@ class Counted(NginxFolder):
 
 
 def test_500_of_5000_go_and_one_sweep_does_many(origin: Origin) -> None:
-    with Nginx(origin.address, key=HOST_KEY) as nginx:
+    # (One level: thousands of folders would take longer to make than all else here.)
+    with Nginx(origin.address, key=HOST_KEY, levels="2") as nginx:
         names = ["gone", *(f"not{number}" for number in range(9))]
         fetched = [f"/{name}/{number:03}" for name in names for number in range(30)]
         fill(nginx, "h.example", *fetched)
@@ -308,7 +309,7 @@ def test_500_of_5000_go_and_one_sweep_does_many(origin: Origin) -> None:
                 clone(nginx, f"/{name}/000", f"/{name}/{number:03}")
         before = {file.name for file in nginx.files()}
         assert len(before) == 5000
-        folder = Counted(files_of(nginx))
+        folder = Counted(files_of(nginx, levels=(2,)))
         others = [("dir", f"http://h.example/other{number}/") for number in range(300)]
         assert do_with(folder, ("dir", "http://h.example/gone/"), *others) == [None] * 301
         assert sum(folder.sweeps) == 301
@@ -569,6 +570,18 @@ def test_what_may_not_be_stored_any_more_stays(nginx: Nginx, origin: Origin, hos
     # With the folder it goes.
     assert do(files_of(nginx), ("url", f"http://{host}{path}")) == [None]
     assert get(nginx.address, host, path).body.startswith(b"v=%d " % version)
+
+
+def test_a_refetch_is_of_one_variant(nginx: Nginx, origin: Origin, host: str) -> None:
+    """The other limit of this way."""
+    path = f"/{host}/v"
+    origin.headers[path.encode()] = b"Vary: Accept-Encoding\r\n"
+    for encoding in ENCODINGS:
+        is_hit(nginx, host, path, encoding)
+    version = origin.bump()
+    assert request(nginx, REFETCH, f"http://{host}{path}") == [None]
+    bodies = [ask(nginx.address, "GET", host, path, encoding).body for encoding in ENCODINGS]
+    assert [body.startswith(b"v=%d " % version) for body in bodies] == [True, False, False]
 
 
 # ── what there is ─────────────────────────────────────────────────────────────────────────
