@@ -22,7 +22,7 @@ With `purge` (a module built by hand; the one of Debian 12 crashes its worker at
 404 where there was nothing.
 
 In none of these ways does nginx forget what it is *just fetching*: an answer that set out before the
-refresh and comes in after it is stored. (Varnish and Traffic Server do the same.)
+refresh and comes in after it is stored (seen with a real one; nothing on disk tells of it).
 """
 
 from __future__ import annotations
