@@ -15,7 +15,9 @@ from typing import Any
 import msgspec
 
 from proxyd.addresses import parse_address
-from proxyd.caches import KINDS
+from proxyd.caches import kind_of
+from proxyd.caches.nginx_files import NginxFiles
+from proxyd.caches.nginx_key import BadKey, KeyTemplate
 from proxyd.errors import ConfigError
 from proxyd.settings import LIST_MAX, LIST_SECTIONS, REQUIRED, SECTIONS, Setting, host_name, rows_of
 
@@ -29,6 +31,9 @@ class CacheConfig(msgspec.Struct, frozen=True):
     name: str
     kind: str
     address: tuple[str, int]
+    files: NginxFiles | None = None
+    """Where an nginx keeps its objects, if the agent is to look there."""
+    purge: bool = False
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -103,6 +108,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     caches = reader.read_list(document, "cache")
     reader.check_names(document)
     reader.check_caches(caches)
+    reader.check_nginx(caches)
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
@@ -127,8 +133,18 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
-        caches=[CacheConfig(row["name"], row["kind"], _address(row["address"])) for row in caches],
+        caches=[
+            CacheConfig(row["name"], row["kind"], _address(row["address"]), _files(row), row["purge"])
+            for row in caches
+        ],
     )
+
+
+def _files(row: dict[str, Any]) -> NginxFiles | None:
+    if not row["path"]:
+        return None
+    levels = tuple(int(width) for width in row["levels"].split(":") if width)
+    return NginxFiles(row["path"], levels, row["key"], row["proxy_host"], row["variants"])
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -217,10 +233,30 @@ class _Reader:
                 self.blame(f"two caches are named {cache['name']!r}", "cache", number, "name")
             seen.add(cache["name"])
 
+    def check_nginx(self, caches: list[dict[str, Any]]) -> None:
+        """Its settings go together, and stand with no other kind."""
+        own = ("path", "levels", "key", "proxy_host", "variants", "purge")
+        rows = rows_of("cache")
+        for number, cache in enumerate(caches):
+            given = [key for key in own if cache[key] != rows[key].default]
+            if cache["kind"] != "nginx":
+                for key in given:
+                    self.blame(f"{key} is for nginx only", "cache", number, key)
+            elif cache["path"]:
+                if cache["purge"]:
+                    self.blame("path or purge, not both; path does more", "cache", number, "purge")
+                try:
+                    KeyTemplate(cache["key"], cache["proxy_host"])
+                except BadKey as error:
+                    self.blame(f"key: {cache['key']!r}: {error}", "cache", number, "key")
+            else:
+                for key in set(given) - {"purge"}:
+                    self.blame(f"{key} says nothing without path", "cache", number, key)
+
     def check_drops(self, caches: list[dict[str, Any]]) -> None:
         """Each can be told to drop all that it holds."""
         for number, cache in enumerate(caches):
-            kind = KINDS.get(cache["kind"])
+            kind = kind_of(cache["kind"] or "", path=cache["path"], purge=cache["purge"])
             if kind is not None and kind.drop is None:
                 text = f"cache {cache['name']!r} cannot drop all that it holds: {kind.no_drop}"
                 self.blame(f"drop_after_s is set, but {text}; take it out", "cache", number, "kind")

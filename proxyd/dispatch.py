@@ -29,9 +29,9 @@ from proxyd.caches import CacheKind, Deed
 from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
 from proxyd.errors import BadTarget
 from proxyd.homes import Home, add_home, drop_home, is_told, leave_home, move_home, parts_of
+from proxyd.lane_client import LaneClient
 from proxyd.merging import DROP
 from proxyd.outbox import Outbox
-from proxyd.pipeline import CacheClient
 from proxyd.replay import Door, Replay
 from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_pattern, split_tag, split_target
 from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
@@ -53,8 +53,8 @@ class Lanes(msgspec.Struct, frozen=True):
 
     name: str
     kind: CacheKind
-    fast: CacheClient
-    slow: CacheClient
+    fast: LaneClient
+    slow: LaneClient
     replay: Replay
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from proxyd.addresses import parse_address
 from proxyd.caches import KINDS, PLANNED_KINDS
+from proxyd.caches.nginx_key import DEFAULT_KEY
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
 # More engines or caches than any point of presence has; each costs connections.
@@ -88,6 +89,15 @@ def _kind_fault(value: Any) -> str | None:
     if value in PLANNED_KINDS:
         return f"kind {value!r} is not built yet; this version knows {', '.join(KINDS)}"
     return f"{value!r} is not one of {', '.join(KINDS)}"
+
+
+def _folder_fault(value: Any) -> str | None:
+    return None if value == "" or value.startswith("/") else f"{value!r} does not begin with /"
+
+
+def _levels_fault(value: Any) -> str | None:
+    fine = re.fullmatch(r"([12](:[12]){0,2})?", value)
+    return None if fine else f"{value!r} is not one to three of 1 and 2 with : between, as levels= has it"
 
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -170,6 +180,23 @@ TABLE: tuple[Setting, ...] = (
     Setting("cache", "kind", str, REQUIRED, ", ".join(KINDS), "what it is", _kind_fault,
             Reload.COMES_AND_GOES),
     Setting("cache", "address", str, REQUIRED, "HOST:PORT", "where it takes purges", _address_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "path", str, "", "an absolute path",
+            "nginx: its cache folder, as in proxy_cache_path; empty: objects are fetched anew instead",
+            _folder_fault, Reload.COMES_AND_GOES),
+    Setting("cache", "levels", str, "1:2", "1 and 2, up to three, with : between",
+            "nginx: levels= of proxy_cache_path; empty if that has none", _levels_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "key", str, DEFAULT_KEY, "text and variables of nginx",
+            "nginx: its proxy_cache_key", _any, Reload.COMES_AND_GOES),
+    Setting("cache", "proxy_host", str, "", "HOST or HOST:PORT",
+            "nginx: what $proxy_host in the key is: all between http:// and the next / in proxy_pass", _any,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "variants", bool, True, "true or false",
+            "nginx: whether answers may have Vary; false makes a URL quick where nginx ignores that", _any,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "purge", bool, False, "true or false",
+            "nginx: whether it has a purge module that works (the one of Debian 12 does not)", _any,
             Reload.COMES_AND_GOES),
 )  # fmt: skip
 

@@ -39,6 +39,17 @@ class Deed(msgspec.Struct, frozen=True):
         return f"{self.method.decode()} was answered {status}" + (f" ({hint})" if hint else "")
 
 
+class LocalDeed(Deed, frozen=True):
+    """What is done on this machine instead of asked for; `method` says what. See `proxyd/local.py`."""
+
+    sweeps: bool = False
+    """It takes a look at all that the cache holds."""
+
+    def render(self, host: bytes, path: bytes) -> bytes:
+        """No request goes out: who does it reads the target."""
+        return b""
+
+
 class CacheKind(msgspec.Struct, frozen=True):
     """One kind of cache. Each task type stands in exactly one of the two tables."""
 
@@ -50,6 +61,11 @@ class CacheKind(msgspec.Struct, frozen=True):
     """Drops all that the cache holds."""
     no_drop: str = ""
     """Why it cannot be asked to, where `drop` is None."""
+    streams: bool = False
+    """A refresh is answered with the object itself: of any length, and one a connection.
+
+    It is done when the cache closes that.
+    """
 
     def deed_of(self, task_type: str) -> tuple[Deed | None, str]:
         """The deed of a task type, or None and why there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections import Counter
 from concurrent.futures import Future
@@ -12,14 +13,15 @@ from typing import Any, Self
 import httptools
 
 START_TIMEOUT_S = 10.0
+_RANGE = re.compile(rb"bytes=(\d+)-(\d+)").fullmatch
 
 
 class Origin:
     """Answers every path with `v=VERSION HOST PATH` and `max_age_s` to live; counts what it was asked.
 
     `bump()` makes every object change. `sizes[path]` pads an answer to so many bytes,
-    `statuses[path]` answers with another status, `headers[path]` with more headers (whole lines), `silent`
-    holds the paths that get no answer at all.
+    `statuses[path]` answers with another status, `silent` holds the paths that get no answer at all.
+    `headers[path]` are header lines that an answer has besides. A `Range` of one part is answered with that.
     """
 
     def __init__(self, *, max_age_s: int = 3600) -> None:
@@ -92,6 +94,7 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._host = b""
+        self._range = b""
 
     def connection_made(self, transport: Any) -> None:
         self.transport: asyncio.Transport = transport
@@ -107,7 +110,7 @@ class _Connection(asyncio.Protocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        self._url = self._host = b""
+        self._url = self._host = self._range = b""
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -115,6 +118,8 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"host":
             self._host = value
+        elif name.lower() == b"range":
+            self._range = value
 
     def on_message_complete(self) -> None:
         origin = self._origin
@@ -124,10 +129,15 @@ class _Connection(asyncio.Protocol):
         body = b"v=%d %s %s\n" % (origin.version, self._host, self._url)
         body = body.ljust(origin.sizes.get(self._url, 0), b".")
         status = origin.statuses.get(self._url, 200)
+        more = origin.headers.get(self._url, b"")
+        if part := _RANGE(self._range):
+            status, whole = 206, len(body)
+            body = body[int(part[1]) : int(part[2]) + 1]
+            last = int(part[1]) + len(body) - 1
+            more += b"Content-Range: bytes %b-%d/%d\r\n" % (part[1], last, whole)
         self.transport.write(
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
-            b"Content-Type: text/plain\r\n%b\r\n"
-            % (status, len(body), origin.max_age_s, origin.headers.get(self._url, b""))
+            b"Content-Type: text/plain\r\n%b\r\n" % (status, len(body), origin.max_age_s, more)
         )
         if self._parser.get_method() != b"HEAD":
             self.transport.write(body)
