@@ -12,6 +12,9 @@ from tests.cluster.site import Ledger, Site
 from tests.driver import wait_until
 from tools.servers import MariaDb, RedisServer
 
+# Leases last 2 s here, and "nobody fences it" holds only as long as they are renewed in time.
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("verb", ["reload", "upgrade"])
 def test_a_roll_of_the_leading_engine_is_noticed_by_nobody(site: Site, ledger: Ledger, verb: str) -> None:
