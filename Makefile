@@ -12,7 +12,7 @@ help:
 	@echo 'make demo     start engine, agent, origin and cache, show a refresh and a prefetch, stop'
 	@echo 'make run      the same, and stay up to be played with (ENGINES=2: two, one of which is killed)'
 	@echo 'make install  .venv with refreshd, proxyd and refreshctl'
-	@echo 'make test     lint, types and tests (installs Varnish, Traffic Server, Squid, MariaDB, Redis and HAProxy where it may)'
+	@echo 'make test     lint, types and tests (installs Varnish, Traffic Server, nginx, Squid, MariaDB, Redis and HAProxy where it may)'
 	@echo 'make soak     10 minutes of load, reloads, upgrades and kills, checked at the end (SOAK_ARGS=--quick: less)'
 	@echo 'make bench    the figures; make format: ruff format; make lock: pin the libraries anew; make clean'
 
@@ -33,7 +33,7 @@ run demo: install
 
 # The tests come last, so that pytest's closing lines are the last ones.
 test: .venv/.test-installed
-	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver squid:squid mariadbd:mariadb-server redis-server:redis-server \
+	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nginx:nginx squid:squid mariadbd:mariadb-server redis-server:redis-server \
 		haproxy:haproxy nc:netcat-openbsd systemd-analyze:systemd openssl:openssl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -17,6 +17,8 @@ import msgspec
 
 from proxyd.addresses import parse_address
 from proxyd.caches import KINDS, Request, Requests, http, kind_of
+from proxyd.caches.nginx_files import NginxFiles
+from proxyd.caches.nginx_key import BadKey, KeyTemplate
 from proxyd.errors import ConfigError
 from proxyd.settings import (
     LIST_MAX,
@@ -42,6 +44,9 @@ class CacheConfig(msgspec.Struct, frozen=True):
     address: tuple[str, int]
     requests: Requests = ()
     """What it is asked, where the kind leaves that to the configuration."""
+    files: NginxFiles | None = None
+    """Where an nginx keeps its objects, if the agent is to look there."""
+    purge: bool = False
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -117,6 +122,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     reader.check_names(document)
     reader.check_caches(caches)
     reader.read_requests(document, caches)
+    reader.check_nginx(caches)
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
@@ -142,9 +148,19 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
         caches=[
-            CacheConfig(row["name"], row["kind"], _address(row["address"]), row["requests"]) for row in caches
+            CacheConfig(
+                row["name"], row["kind"], _address(row["address"]), row["requests"], _files(row), row["purge"]
+            )
+            for row in caches
         ],
     )
+
+
+def _files(row: dict[str, Any]) -> NginxFiles | None:
+    if not row["path"]:
+        return None
+    levels = tuple(int(width) for width in row["levels"].split(":") if width)
+    return NginxFiles(row["path"], levels, row["key"], row["proxy_host"], row["variants"])
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -283,10 +299,32 @@ class _Reader:
             self.blame(f"{key}: {fault}", section, number, key)
         return request
 
+    def check_nginx(self, caches: list[dict[str, Any]]) -> None:
+        """Its settings go together, and stand with no other kind."""
+        own = ("path", "levels", "key", "proxy_host", "variants", "purge")
+        rows = rows_of("cache")
+        for number, cache in enumerate(caches):
+            given = [key for key in own if cache[key] != rows[key].default]
+            if cache["kind"] != "nginx":
+                for key in given:
+                    self.blame(f"{key} is for nginx only", "cache", number, key)
+            elif cache["path"]:
+                if cache["purge"]:
+                    self.blame("path or purge, not both; path does more", "cache", number, "purge")
+                try:
+                    KeyTemplate(cache["key"], cache["proxy_host"])
+                except BadKey as error:
+                    self.blame(f"key: {cache['key']!r}: {error}", "cache", number, "key")
+            else:
+                for key in set(given) - {"purge"}:
+                    self.blame(f"{key} says nothing without path", "cache", number, key)
+
     def check_drops(self, caches: list[dict[str, Any]]) -> None:
         """Each can be told to drop all that it holds."""
         for number, cache in enumerate(caches):
-            kind = kind_of(cache["kind"], cache["requests"]) if cache["kind"] in KINDS else None
+            kind = kind_of(
+                cache["kind"] or "", requests=cache["requests"], path=cache["path"], purge=cache["purge"]
+            )
             if kind is not None and kind.drop is None:
                 text = f"cache {cache['name']!r} cannot drop all that it holds: {kind.no_drop}"
                 self.blame(f"drop_after_s is set, but {text}; take it out", "cache", number, "kind")

@@ -33,6 +33,8 @@ class Limits(msgspec.Struct, frozen=True):
     answer_max_bytes: int | None = 64 * 1024
     """Longest answer; a purge's is 200 to 500 bytes. None: any, it is streamed to nowhere."""
     streaming: bool = False
+    until_closed: bool = False
+    """An answer counts once the cache has closed the connection behind it, not before."""
 
 
 class Client(Protocol):
@@ -117,6 +119,9 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """The cache has closed its side: what is sent from now on is lost."""
         self.closing = True
+        if self.limits.until_closed and self.death is None and self._statuses:
+            statuses, self._statuses = self._statuses, []
+            self._client.answered(self, statuses)
 
     def abandon(self) -> None:
         """Ends the connection because the agent stops."""
@@ -141,10 +146,10 @@ class Connection(asyncio.Protocol):
                 # It answers what was not asked: no answer on this connection can be trusted any more.
                 statuses.clear()
                 spoilt = True
-            if statuses:
+            if statuses and not self.limits.until_closed:
                 self._statuses = []
                 self._client.answered(self, statuses)
-            if self.closing and not spoilt:
+            if self.closing and not spoilt and not self.limits.until_closed:
                 self._transport.close()
         elif self.limits.streaming:
             self.progress_at = self._loop.time()

@@ -29,11 +29,11 @@ from proxyd.caches import CacheKind, Deed
 from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
 from proxyd.errors import BadTarget
 from proxyd.homes import Home, add_home, drop_home, is_told, leave_home, move_home, parts_of
+from proxyd.lane_client import LaneClient
 from proxyd.merging import DROP
 from proxyd.outbox import Outbox
-from proxyd.pipeline import CacheClient
 from proxyd.replay import Door, Replay
-from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_tag, split_target
+from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_pattern, split_tag, split_target
 from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
@@ -53,8 +53,8 @@ class Lanes(msgspec.Struct, frozen=True):
 
     name: str
     kind: CacheKind
-    fast: CacheClient
-    slow: CacheClient
+    fast: LaneClient
+    slow: LaneClient
     replay: Replay
 
 
@@ -66,7 +66,7 @@ class Route(msgspec.Struct, frozen=True):
     split: Callable[[bytes], tuple[bytes, bytes]]
 
 
-SPLITS = {"dir": split_directory, "tag": split_tag, DROP: split_drop}
+SPLITS = {"dir": split_directory, "regex": split_pattern, "tag": split_tag, DROP: split_drop}
 
 
 def plan_route(task_type: str, caches: Iterable[Lanes], *, replaying: bool = False) -> Route:

@@ -13,10 +13,13 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from proxyd.caches import kind_of
+from proxyd.caches import KINDS, CacheKind, kind_of
+from proxyd.caches.nginx_files import NginxFolder
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
 from proxyd.dispatch import Lanes
+from proxyd.lane_client import LaneClient
+from proxyd.local import LocalClient
 from proxyd.pipeline import CacheClient, Ended
 from proxyd.replay import Replay
 from proxyd.tasks import Exchange
@@ -47,14 +50,14 @@ class Caches:
 
     def apply(self, config: AgentConfig) -> None:
         """Makes, keeps and lets go of lanes; those that are kept get the limits that hold now."""
-        fast, slow = _limits(config.fast), _limits(config.slow, streaming=True)
+        slow = _limits(config.slow, streaming=True)
         before, self._in_use = self._in_use, {}
         for cache in config.caches:
             lanes = before.pop(cache, None)
             if lanes is None:
-                lanes = self._make(cache, fast, slow)
+                lanes = self._make(cache, config.fast, slow)
             else:
-                lanes.fast.set_limits(fast)
+                lanes.fast.set_limits(_fast_limits(config.fast, lanes.kind))
                 lanes.slow.set_limits(slow)
             self._in_use[cache] = lanes
         for lanes in before.values():
@@ -62,11 +65,18 @@ class Caches:
             self._leaving[task] = lanes
             task.add_done_callback(self._leaving.pop)
 
-    def _make(self, cache: CacheConfig, fast: Limits, slow: Limits) -> Lanes:
-        quick, long = (
-            CacheClient(cache.name, *cache.address, limits, self._ended) for limits in (fast, slow)
-        )
-        return Lanes(cache.name, kind_of(cache.kind, cache.requests), quick, long, Replay(quick, long))
+    def _make(self, cache: CacheConfig, lane: LaneConfig, slow: Limits) -> Lanes:
+        files = cache.files
+        path = files.path if files else ""
+        kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge) or KINDS[cache.kind]
+        fast = _fast_limits(lane, kind)
+        quick: LaneClient
+        if files is not None:
+            quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended)
+        else:
+            quick = CacheClient(cache.name, *cache.address, fast, self._ended)
+        long = CacheClient(cache.name, *cache.address, slow, self._ended)
+        return Lanes(cache.name, kind, quick, long, Replay(quick, long))
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
@@ -100,6 +110,14 @@ def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
     """Whether nothing waits and nothing is in flight."""
     clients = [client for lanes in all_lanes for client in (lanes.fast, lanes.slow)[: 1 if quick_only else 2]]
     return not any(client.waiting or client.in_flight for client in clients)
+
+
+def _fast_limits(lane: LaneConfig, kind: CacheKind) -> Limits:
+    limits = _limits(lane, streaming=kind.streams)
+    if not kind.streams:
+        return limits
+    # Behind a large object the next one would wait, and be blamed for it.
+    return msgspec.structs.replace(limits, depth=1, until_closed=True)
 
 
 def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:

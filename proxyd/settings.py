@@ -11,14 +11,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from proxyd.addresses import parse_address
-from proxyd.caches import KINDS, PLANNED_KINDS, http
+from proxyd.caches import KINDS, http
+from proxyd.caches.nginx_key import DEFAULT_KEY
 
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
 # More engines or caches than any point of presence has; each costs connections.
 LIST_MAX = 64
 
-# An engine counts an absence from 15 s on; to drop all that a cache holds for less than this helps nobody.
-DROP_AFTER_MIN_S = 60
 # What the wire takes: a year.
 DROP_AFTER_MAX_S = 366 * 86_400
 
@@ -75,12 +74,6 @@ def _listen_fault(value: Any) -> str | None:
     return None if value == "" else _address_fault(value)
 
 
-def _drop_fault(value: Any) -> str | None:
-    if value == 0 or DROP_AFTER_MIN_S <= value <= DROP_AFTER_MAX_S:
-        return None
-    return f"{value} is neither 0 nor {DROP_AFTER_MIN_S} to {DROP_AFTER_MAX_S}"
-
-
 def _engines_fault(value: Any) -> str | None:
     if not 1 <= len(value) <= LIST_MAX:
         return f"got {len(value)} engines, wanted 1 to {LIST_MAX}"
@@ -95,9 +88,16 @@ def _engines_fault(value: Any) -> str | None:
 def _kind_fault(value: Any) -> str | None:
     if value in KINDS:
         return None
-    if value in PLANNED_KINDS:
-        return f"kind {value!r} is not built yet; this version knows {', '.join(KINDS)}"
     return f"{value!r} is not one of {', '.join(KINDS)}"
+
+
+def _folder_fault(value: Any) -> str | None:
+    return None if value == "" or value.startswith("/") else f"{value!r} does not begin with /"
+
+
+def _levels_fault(value: Any) -> str | None:
+    fine = re.fullmatch(r"([12](:[12]){0,2})?", value)
+    return None if fine else f"{value!r} is not one to three of 1 and 2 with : between, as levels= has it"
 
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -158,9 +158,9 @@ TABLE: tuple[Setting, ...] = (
     _seconds("agent", "caught_up_wait_s", 300.0, 0, 86_400,
              "how long an engine that cannot be reached is waited for before this agent counts as caught up; "
              "0: for ever"),
-    Setting("agent", "drop_after_s", int, 0, f"0, or {DROP_AFTER_MIN_S} to {DROP_AFTER_MAX_S}",
+    _number("agent", "drop_after_s", 0, 0, DROP_AFTER_MAX_S,
             "after how long an absence (s) an engine may have it drop the whole cache; 0: never",
-            _drop_fault, Reload.GREETING),
+            Reload.GREETING),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
@@ -180,6 +180,23 @@ TABLE: tuple[Setting, ...] = (
     Setting("cache", "kind", str, REQUIRED, ", ".join(KINDS), "what it is", _kind_fault,
             Reload.COMES_AND_GOES),
     Setting("cache", "address", str, REQUIRED, "HOST:PORT", "where it takes purges", _address_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "path", str, "", "an absolute path",
+            "nginx: its cache folder, as in proxy_cache_path; empty: objects are fetched anew instead",
+            _folder_fault, Reload.COMES_AND_GOES),
+    Setting("cache", "levels", str, "1:2", "1 and 2, up to three, with : between",
+            "nginx: levels= of proxy_cache_path; empty if that has none", _levels_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "key", str, DEFAULT_KEY, "text and variables of nginx",
+            "nginx: its proxy_cache_key", _any, Reload.COMES_AND_GOES),
+    Setting("cache", "proxy_host", str, "", "HOST or HOST:PORT",
+            "nginx: what $proxy_host in the key is: all between http:// and the next / in proxy_pass", _any,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "variants", bool, True, "true or false",
+            "nginx: whether answers may have Vary; false makes a URL quick where nginx ignores that", _any,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "purge", bool, False, "true or false",
+            "nginx: whether it has a purge module that works (the one of Debian 12 does not)", _any,
             Reload.COMES_AND_GOES),
 )  # fmt: skip
 

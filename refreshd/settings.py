@@ -238,7 +238,8 @@ SETTINGS = (
     ),
     Setting(
         "engine", "advertise", _ADDRESS_OR_NONE, "", Reload.RESTART,
-        'where other engines reach this one\'s text RPC; "": as `listen` says',
+        "where other engines and agents reach this one's text RPC; \"\": as `listen` says, and where that is"
+        " any address (0.0.0.0) by the machine's host name, which they must be able to resolve",
     ),
     Setting(
         "engine", "stop_deadline_s", _seconds(0, 3600), 10.0, Reload.IN_PLACE,

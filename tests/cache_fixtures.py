@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tools.servers import Origin, Squid, TrafficServer, Varnish
+from tools.servers import Nginx, Origin, Squid, TrafficServer, Varnish
 
 _numbers = itertools.count(1)
 
@@ -33,6 +33,13 @@ def varnish(origin: Origin) -> Iterator[Varnish]:
 def ats(origin: Origin) -> Iterator[TrafficServer]:
     """A Traffic Server in front of `origin`; its users are marked needs("traffic_server")."""
     with TrafficServer(origin.address) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def nginx(origin: Origin) -> Iterator[Nginx]:
+    """An nginx in front of `origin`, whose key has the host; its users are marked needs("nginx")."""
+    with Nginx(origin.address, key="$scheme$host$request_uri") as server:
         yield server
 
 

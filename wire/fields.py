@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from wire.errors import Refused
+from wire.patterns import pattern_fault
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
 _INT = re.compile(r"-?[0-9]{1,18}").fullmatch
@@ -159,9 +159,11 @@ def target_fault(task_type: str, target: str) -> str | None:
 
 
 def _pattern_fault(target: str) -> str | None:
-    """A regex target's path is the pattern; whether it compiles is for re2 to say, elsewhere."""
-    path = urlsplit(target.replace("?", "%3f").replace("#", "%23")).path
-    return None if path.startswith("/") else "the pattern begins with the / of the path"
+    """All of a regex target that follows its host is the pattern."""
+    host, slash, pattern = target.split("://", 1)[1].partition("/")
+    if not slash or "?" in host or "#" in host:
+        return "the pattern begins with the / of the path"
+    return pattern_fault(slash + pattern)
 
 
 def is_one_plain_url(targets: bytes) -> bool:

@@ -5,21 +5,27 @@ from __future__ import annotations
 from proxyd.caches.ats import ATS
 from proxyd.caches.base import CacheKind, Deed
 from proxyd.caches.http import Request, make_kind
+from proxyd.caches.nginx import NGINX_REFETCH, nginx_kind
 from proxyd.caches.squid import SQUID
 from proxyd.caches.varnish import VARNISH
 
-KINDS: dict[str, CacheKind] = {kind.name: kind for kind in (VARNISH, ATS, SQUID, make_kind({}))}
-
-# Promised by the configuration's face, built later.
-PLANNED_KINDS = ("nginx",)
+KINDS: dict[str, CacheKind] = {
+    kind.name: kind for kind in (VARNISH, ATS, NGINX_REFETCH, SQUID, make_kind({}))
+}
 
 Requests = tuple[tuple[str, Request], ...]
 """What a [[cache]] says of task types, in the order of `PLACES`."""
 
 
-def kind_of(name: str, requests: Requests = ()) -> CacheKind:
-    """The kind of that name. `requests` are what was configured, where that says what the kind can."""
-    return make_kind(dict(requests)) if KINDS[name].configurable else KINDS[name]
+def kind_of(name: str, *, requests: Requests = (), path: str = "", purge: bool = False) -> CacheKind | None:
+    """The kind of a cache with these settings; None if there is none of that name.
+
+    `requests` are what was configured, where that says what the kind can; `path` and `purge` are an nginx's.
+    """
+    if name == "nginx":
+        return nginx_kind(path, purge=purge)
+    kind = KINDS.get(name)
+    return make_kind(dict(requests)) if kind is not None and kind.configurable else kind
 
 
-__all__ = ["KINDS", "PLANNED_KINDS", "CacheKind", "Deed", "Request", "Requests", "kind_of"]
+__all__ = ["KINDS", "CacheKind", "Deed", "Request", "Requests", "kind_of"]

@@ -23,6 +23,8 @@ class Deed(msgspec.Struct, frozen=True):
     hints: Mapping[int, str] = {}
     headers: bytes = b""
     """Whole header lines, each with its CRLF, sent besides Host."""
+    path_start: bytes = b""
+    """What stands before the path in the request, where that is no path by itself."""
     exact: bool = True
     """False where it has the effect by other means than a purge: then `note` says which."""
     note: str = ""
@@ -33,7 +35,8 @@ class Deed(msgspec.Struct, frozen=True):
 
         `host` and `path` come from `split_target`: no byte of them can end a line. Raises: BadTarget.
         """
-        return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (self.method, path, host, self.headers)
+        line = b"%b %b%b HTTP/1.1" % (self.method, self.path_start, path)
+        return b"%b\r\nHost: %b\r\n%b\r\n" % (line, host, self.headers)
 
     def judge(self, status: int) -> str | None:
         """None if the answer means done, else what was wrong."""
@@ -41,6 +44,17 @@ class Deed(msgspec.Struct, frozen=True):
             return None
         hint = self.hints.get(status)
         return f"{self.method.decode()} was answered {status}" + (f" ({hint})" if hint else "")
+
+
+class LocalDeed(Deed, frozen=True):
+    """What is done on this machine instead of asked for; `method` says what. See `proxyd/local.py`."""
+
+    sweeps: bool = False
+    """It takes a look at all that the cache holds."""
+
+    def render(self, host: bytes, path: bytes) -> bytes:
+        """No request goes out: who does it reads the target."""
+        return b""
 
 
 class CacheKind(msgspec.Struct, frozen=True):
@@ -56,6 +70,11 @@ class CacheKind(msgspec.Struct, frozen=True):
     """Why it cannot be asked to, where `drop` is None."""
     configurable: frozenset[str] = frozenset()
     """The types (and "drop") for which the configuration may say what to ask for (`http.py`)."""
+    streams: bool = False
+    """A refresh is answered with the object itself: of any length, and one a connection.
+
+    It is done when the cache closes that.
+    """
 
     def deed_of(self, task_type: str) -> tuple[Deed | None, str]:
         """The deed of a task type, or None and why there is none."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from proxyd.caches import KINDS, CacheKind
+from proxyd.caches.nginx import nginx_kind
 from wire.fields import TASK_TYPES
 
 COLUMNS = (*TASK_TYPES, "drop")
@@ -14,10 +17,21 @@ def render_table() -> str:
         f"| kind | {' | '.join(f'`{column}`' for column in COLUMNS)} |",
         "| --- " * (len(COLUMNS) + 1) + "|",
     ]
-    for kind in KINDS.values():
+    for name, kind in _rows():
         cells = [_cell(kind, column) for column in COLUMNS]
-        lines.append(f"| `{kind.name}` | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _rows() -> Iterator[tuple[str, CacheKind]]:
+    """What an nginx can be asked depends on its settings."""
+    for kind in KINDS.values():
+        if kind.name == "nginx":
+            yield "`nginx` with `path`", nginx_kind("/", purge=False)
+            yield "`nginx` with `purge`", nginx_kind("", purge=True)
+            yield "`nginx` without", nginx_kind("", purge=False)
+        else:
+            yield f"`{kind.name}`", kind
 
 
 def _cell(kind: CacheKind, column: str) -> str:

@@ -1,11 +1,11 @@
-"""Varnish: PURGE one URL, BAN one directory, both answered by the VCL in `varnish/refreshd.vcl`.
+"""Varnish: PURGE of a URL; bans of a directory, a pattern or a tag; all answered by `varnish/refreshd.vcl`.
 
 How a ban is written, and why nobody can break out of it, stands in that file.
 """
 
 from __future__ import annotations
 
-from proxyd.caches.base import NOT_YET, PREFETCH, CacheKind, Deed
+from proxyd.caches.base import PREFETCH, CacheKind, Deed
 
 _HINTS = {
     400: "refused by refreshd.vcl: the host or the path is not one that it takes",
@@ -15,9 +15,13 @@ _HINTS = {
     501: "include refreshd.vcl in the VCL, see docs/agent.md",
 }
 
-_DROP_HINTS = {
+# What older versions of refreshd.vcl do not know is answered with 299, which no origin answers: some
+# answer 200 to whatever method a Varnish without the VCL passes on. Methods of their own: an older
+# refreshd.vcl would take an odd BAN for one of a directory.
+_NEW = frozenset({299})
+_NEW_HINTS = {
     **_HINTS,
-    200: "include the refreshd.vcl of this version in the VCL: this Varnish passes DROP on to its origin",
+    200: "include the refreshd.vcl of this version in the VCL: this Varnish passes this on to its origin",
 }
 
 # 200 whether or not the object was there. Not 404: a Varnish whose VCL does not know PURGE passes it on
@@ -31,10 +35,21 @@ VARNISH = CacheKind(
         "dir": Deed(
             method=b"BAN", good=frozenset({200}), hints=_HINTS, note="all that begins with it, on that host"
         ),
+        "regex": Deed(
+            method=b"BANREGEX",
+            good=_NEW,
+            hints=_NEW_HINTS,
+            note="all whose whole path with query it matches, on that host",
+        ),
+        "tag": Deed(
+            method=b"BANTAG",
+            path_start=b"/",
+            good=_NEW,
+            hints=_NEW_HINTS,
+            note="all that have it, on every host",
+        ),
         "prefetch": PREFETCH,
     },
-    refused={"regex": NOT_YET.format("pattern"), "tag": NOT_YET.format("tag")},
-    # 299 is what no origin answers: some answer 200 to whatever method a Varnish without the VCL passes on.
-    # A method of its own: an older refreshd.vcl would take an odd BAN for one of a directory.
-    drop=Deed(method=b"DROP", good=frozenset({299}), hints=_DROP_HINTS, note="a ban that matches everything"),
+    refused={},
+    drop=Deed(method=b"DROP", good=_NEW, hints=_NEW_HINTS, note="a ban that matches everything"),
 )

@@ -37,6 +37,10 @@ from refreshd.store.mysql_rows import (
     unpark_tasks,
 )
 
+# A commit of which nothing is heard for so long is given up, and its tasks are refused: clients wait. What
+# was kept all the same is not lost (`_settle_unsure`). Each statement is answered by itself, a packet is
+# 40 ms of work. What may take long (reading, taking over, changing the schema) has longer deadlines.
+COMMIT_TIMEOUT_S = 2.0
 # Finished tasks that are dropped at a time once they are older than the retention.
 DROP_ROWS = 1024
 # Rows of hand-outs are kept so long: whoever has not read them by then has started anew since.
@@ -56,7 +60,7 @@ class MysqlLane:
         now_ms: Callable[[], int] | None = None,
     ) -> None:
         """`member` says as which engine, and in which of its epochs. Does not connect yet."""
-        self._session = Session(url)
+        self._session = Session(url, answer_timeout_s=COMMIT_TIMEOUT_S)
         self._member = member
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self.set_retention(retention_s)

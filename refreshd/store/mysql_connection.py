@@ -11,10 +11,12 @@ Statements are text of our own around numbers and literals that need no escapes
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import ssl
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -34,13 +36,16 @@ ANSWER_TIMEOUT_S = 5.0
 # Packets are filled up to this, or to what the server takes. Longer ones cost memory and gain nothing.
 PACKET_BYTES_MAX = 4 << 20
 # A transaction is tried again after a deadlock, a lock that was waited for in vain or a lost connection,
-# if that came so soon (not when nothing was heard for ANSWER_TIMEOUT_S), and so often.
+# if that came so soon, and so often. Never when nothing was heard for the session's whole answer timeout:
+# whoever waits would wait as long again.
 RETRY_WITHIN_S = 4.0
+_RETRY_WITHIN_PART = 0.75
 RETRIES_MAX = 8
 # After a connect that failed, all is refused at once for so long; twice as long after each one more.
 BACKOFF_FIRST_S = 0.1
 BACKOFF_MAX_S = 2.0
-# How long a statement waits for a row that another transaction holds.
+# How long a statement waits for a row that another transaction holds; half the answer timeout where that
+# is less (in whole seconds, and at least one): the server's word must come before the silence counts.
 LOCK_WAIT_S = 2
 # The server ends a transaction whose owner says nothing for so long: a paused engine, or one whose machine
 # is gone, must not keep its own fence waiting. MySQL can only end the connection, idle ones too.
@@ -63,7 +68,7 @@ class Session:
     """A connection that is used by one thread at a time."""
 
     def __init__(self, url: MysqlUrl, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
-        """Does not connect yet."""
+        """Does not connect yet. `answer_timeout_s`: how long nothing may be heard amid an answer."""
         self._url = url
         self._answer_timeout_s = answer_timeout_s
         self._connection: pymysql.Connection[Any] | None = None
@@ -126,7 +131,7 @@ class Session:
         in vain or a lost connection; it must be such that it may be run again although
         it was committed before. Raises: what `work` and `query` raise.
         """
-        end = time.monotonic() + RETRY_WITHIN_S
+        end = time.monotonic() + min(RETRY_WITHIN_S, _RETRY_WITHIN_PART * self._answer_timeout_s)
         self.is_unsure = False
         for tried in range(RETRIES_MAX + 1):
             try:
@@ -162,6 +167,7 @@ class Session:
             yield self._connection
         except Exception as error:
             self.drop()
+            _let_go(error)
             raise translated(error, self.place) from error
         except BaseException:
             self.drop()
@@ -173,6 +179,7 @@ class Session:
         try:
             connection = _connect(self._url, self._answer_timeout_s)
         except Exception as error:
+            _let_go(error)
             unavailable = translated(error, self.place)
             self._backoff_s = min(max(self._backoff_s * 2, BACKOFF_FIRST_S), BACKOFF_MAX_S)
             self._not_before = time.monotonic() + self._backoff_s
@@ -183,7 +190,7 @@ class Session:
             raise unavailable from error
         self._backoff_s = 0.0
         try:
-            self._packet_bytes = _set_up(connection, self._url)
+            self._packet_bytes = _set_up(connection, self._url, self._answer_timeout_s)
         except BaseException:
             _close(connection)
             raise
@@ -200,7 +207,8 @@ class Session:
 
 
 def _connect(url: MysqlUrl, answer_timeout_s: float) -> pymysql.Connection[Any]:
-    return pymysql.connect(
+    tls = _tls(url)
+    connection: pymysql.Connection[Any] = pymysql.connect(
         host=url.host or "localhost",
         port=url.port,
         unix_socket=url.socket or None,
@@ -214,10 +222,30 @@ def _connect(url: MysqlUrl, answer_timeout_s: float) -> pymysql.Connection[Any]:
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=answer_timeout_s,
         write_timeout=answer_timeout_s,
-        ssl=_tls(url),
-        ssl_disabled=bool(url.socket),
+        ssl=tls,
+        ssl_disabled=tls is None,
         program_name="refreshd",
+        defer_connect=True,
     )
+    if tls is None and not url.socket:
+        # Its type does not tell of these.
+        where_offered: Any = connection
+        where_offered.ssl, where_offered.ctx = True, _unchecked_tls()
+    connection.connect()
+    return connection
+
+
+@functools.cache
+def _unchecked_tls() -> ssl.SSLContext:
+    """For a server that offers TLS, and that nobody checks.
+
+    PyMySQL would make one for each connection and read the system's certificates into it, of no use
+    here: 0.8 MiB, and 33 ms in which the interpreter is held.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _tls(url: MysqlUrl) -> ssl.SSLContext | None:
@@ -230,7 +258,7 @@ def _tls(url: MysqlUrl) -> ssl.SSLContext | None:
     return context
 
 
-def _set_up(connection: pymysql.Connection[Any], url: MysqlUrl) -> int:
+def _set_up(connection: pymysql.Connection[Any], url: MysqlUrl, answer_timeout_s: float) -> int:
     """What every session starts with. Returns how long a packet may be. Raises: StoreUnavailable."""
     cursor = connection.cursor()
     cursor.execute("SELECT VERSION(), @@max_allowed_packet")
@@ -242,7 +270,8 @@ def _set_up(connection: pymysql.Connection[Any], url: MysqlUrl) -> int:
         else f"wait_timeout={IDLE_MYSQL_S}"
     )
     cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-    cursor.execute(f"SET SESSION sql_mode='{_SQL_MODE}', innodb_lock_wait_timeout={LOCK_WAIT_S}, {limit}")
+    lock_wait_s = max(min(LOCK_WAIT_S, int(answer_timeout_s) // 2), 1)
+    cursor.execute(f"SET SESSION sql_mode='{_SQL_MODE}', innodb_lock_wait_timeout={lock_wait_s}, {limit}")
     # Some room for what stands around statements.
     return min(int(packet_bytes) - 1024, PACKET_BYTES_MAX)
 
@@ -259,6 +288,19 @@ def _checked_kind(version: str, url: MysqlUrl) -> str:
             f"the database at {url.place} is {kind} {version}, wanted {oldest} or later (for JSON_TABLE)"
         )
     return kind
+
+
+def _let_go(error: BaseException) -> None:
+    """Forgets what the frames that an error went through still hold: a connection, its buffers, its TLS.
+
+    Some name the error, too (PyMySQL's `connect`), which makes a ring. A worker looks for rings among young
+    objects only (`Process._tidy`), and a connection that waits for an answer is soon none of these: while a
+    database stands still each try would stay in memory.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def _close(connection: pymysql.Connection[Any]) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from refreshd.cluster.snapshot import Snapshot
-from refreshd.errors import StoreError, StoreFenced
+from refreshd.errors import StoreDamaged, StoreError, StoreFenced
 from refreshd.fleet import Proxy
 from refreshd.shard import SerialClock
 from refreshd.store.base import ProxyRow, Reader
@@ -108,6 +108,15 @@ class Cluster:
         """This process is the slot's from now on."""
         if self._leases is not None:
             self._leases.serve(self._shared)
+
+    async def hand_over(self) -> bytes:
+        """What the successor goes on with. Until `serve` is called again this process renews nothing."""
+        return await self._leases.hand_over() if self._leases is not None else b""
+
+    def inherit(self, handed: bytes) -> None:
+        """What `hand_over` returned at the predecessor; to be called before `serve`."""
+        if self._leases is not None:
+            self._leases.inherit(handed)
 
     async def leave(self) -> None:
         """The successor has everything."""
@@ -197,6 +206,11 @@ class Cluster:
                 await self._take_all(found)
             except StoreFenced as error:
                 self.fenced(str(error))
+            except StoreDamaged as error:
+                # Nothing behind it is taken in either: whoever restores the database restores all of it.
+                if not self._error:
+                    log.error("tasks that were given to this engine cannot be read", error=str(error))
+                self._error = str(error)
             except StoreError as error:
                 if not self._error:
                     log.warning("the store does not say what was handed out", error=str(error))

@@ -11,11 +11,13 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
 import psutil
+import structlog
 
 from refreshd import __version__
 from refreshd.cluster.client import ClusterClient
-from refreshd.cluster.coordinator import Calls, Coordinator
+from refreshd.cluster.coordinator import Calls, Coordinator, Handed
 from refreshd.cluster.lease import TIMING, Timing
 from refreshd.cluster.names import Names
 from refreshd.cluster.quotas import SharedQuotas
@@ -28,6 +30,8 @@ from wire.lines import Value
 if TYPE_CHECKING:
     from refreshd.store.sharing import Shared
     from refreshd.worker.cluster import Cluster
+
+log = structlog.get_logger()
 
 
 class Leases:
@@ -43,6 +47,8 @@ class Leases:
         self._timing = timing_of(redis.lease_s)
         self._watcher: Watcher | None = None
         self._coordinator: Coordinator | None = None
+        self._handed: Handed | None = None
+        """What the next coordinator of this process goes on with."""
         self._quotas: SharedQuotas | None = None
 
     def start(self) -> None:
@@ -68,19 +74,44 @@ class Leases:
         if self._coordinator is None and shared is not None:
             cluster = self._cluster
             calls = Calls(on_registry=self._read, on_handout=cluster.handed_out, on_fenced=cluster.fenced)
+            handed, self._handed = self._handed, None
             self._coordinator = Coordinator(
-                self._advert(shared), self._client, self._names, shared, calls, timing=self._timing
+                self._advert(shared),
+                self._client,
+                self._names,
+                shared,
+                calls,
+                timing=self._timing,
+                handed=handed,
             )
             self._coordinator.start()
 
+    async def hand_over(self) -> bytes:
+        """Stops renewing and leading, and gives nothing up. What it returns is for the successor's `inherit`.
+
+        If that never serves, this process does so again, with the same.
+        """
+        coordinator, self._coordinator = self._coordinator, None
+        if coordinator is None:
+            return b""
+        self._handed = await coordinator.hand_over()
+        return msgspec.msgpack.encode(self._handed)
+
+    def inherit(self, handed: bytes) -> None:
+        """The predecessor's lead, and what it has seen; without it the lead is claimed anew."""
+        if not handed:
+            return
+        try:
+            self._handed = msgspec.msgpack.decode(handed, type=Handed)
+        except msgspec.DecodeError as error:
+            # Of another release.
+            log.warning("what the predecessor knew of the cluster cannot be read", error=str(error))
+
     async def leave(self) -> None:
-        """The successor goes on with the lease and the quotas: nothing is given up."""
+        """The successor has everything: it goes on with the quotas as it does with the lease."""
         if self._quotas is not None:
             await self._quotas.close()
             self._quotas = None
-        if self._coordinator is not None:
-            await self._coordinator.hand_over()
-            self._coordinator = None
 
     async def close(self) -> None:
         """Ends it all; a lease is given up."""
@@ -164,8 +195,12 @@ def timing_of(lease_s: float) -> Timing:
 
 
 def reachable(address: str) -> str:
-    """An address that others can use: one that means any of this machine's is said by the machine's name."""
+    """An address that others can use: one that means any of this machine's is said by the machine's name.
+
+    Its own name, not the one that a resolver has for it: to ask that would hold up the loop for as
+    long as the resolver is away. Where others cannot resolve it, `engine.advertise` is to be set.
+    """
     host, _, port = address.rpartition(":")
-    if host in ("0.0.0.0", "[::]", ""):  # noqa: S104 (nothing is bound here)
-        return f"{socket.getfqdn()}:{port}"
+    if host in ("0.0.0.0", "[::]", ""):  # noqa: S104 (compared)
+        return f"{socket.gethostname()}:{port}"
     return address

@@ -15,7 +15,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Self
 
@@ -44,14 +44,19 @@ class Site:
         engines: int = 2,
         workers: int = 2,
         settings: str = "",
+        more: str = "",
         ports: tuple[int, ...] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`settings` are lines of every engine's `[engine]`; `ports`, where each listens (none: anywhere)."""
+        """`settings` are lines of every engine's `[engine]`; `ports`, where each listens (none: anywhere).
+
+        `more` and `environment` are those of `Engine`.
+        """
         self.name = f"site{next(_numbers)}"
         self.database = database
         self.redis = redis
         database.make_database(self.name)
-        more = (
+        more += (
             f'[store]\nurl = "{database.url_of(self.name)}"\n'
             f'[redis]\nurl = "{redis.url}"\ncluster = "{self.name}"\nlease_s = {LEASE_S}\n'
         )
@@ -62,6 +67,7 @@ class Site:
                 listen=f"127.0.0.1:{ports[number - 1] if ports else 0}",
                 settings=f'id = "e{number}"\n{settings}',
                 more=more,
+                environment=environment,
             )
             for number in range(1, engines + 1)
         }

@@ -24,6 +24,14 @@ def agent(site: Site, varnish: Varnish) -> Iterator[Agent]:
     with Agent([f"{host}:{port}"], [("v1", "varnish", varnish.address)], name=NAME) as agent:
         wait_until(lambda: _serves(agent, "e1") and _serves(agent, "e2"), "links to both engines")
         yield agent
+    # It is not listed: tasks of the tests that follow would wait for it.
+    for engine in site.engines.values():
+        wait_until(lambda e=engine: _forgets(e), "it is forgotten")  # type: ignore[misc]
+
+
+def _forgets(engine: Engine) -> bool:
+    reply = engine.admin(f"forget_proxy name={NAME}")
+    return reply.ok or reply.code == "not_found"
 
 
 def _serves(agent: Agent, engine: str) -> bool:

@@ -57,11 +57,11 @@ def make_exchange(target: bytes, deed: Deed, *, expires_at: float = math.inf) ->
     return Exchange(task, target, deed.render(*split_target(target)), deed, None)
 
 
-def make_refresh(task_type: str, target: str = "", force: str = "") -> Exchange:
+def make_refresh(task_type: str, target: str = "", force: str = "", *, deed: Deed | None = None) -> Exchange:
     """An exchange as `MergingQueue` looks at it."""
     head = PushHead(task_type, force=bool(force))
     task = Task(b"t", Outbox(lambda: None), 1, head, 0.0, math.inf)
-    return Exchange(task, target.encode(), b"", Deed(b"", frozenset()), None)
+    return Exchange(task, target.encode(), b"", deed or Deed(b"", frozenset()), None)
 
 
 async def perform(

@@ -6,6 +6,7 @@ import pytest
 
 from proxyd import settings
 from proxyd.addresses import format_address, parse_address
+from proxyd.caches.nginx_files import NginxFiles
 from proxyd.config import default_config, load
 from proxyd.errors import ConfigError
 
@@ -76,9 +77,54 @@ def test_a_drop_needs_caches_that_can(tmp_path: Path) -> None:
     ]
     assert read(tmp_path, text.replace('"ats"', '"varnish"')) == []
     assert load(tmp_path / "proxyd.toml").drop_after_s == 3600
-    assert read(tmp_path, GOOD.replace("[slow]", "drop_after_s = 59\n[slow]")) == [
-        "9: drop_after_s: 59 is neither 0 nor 60 to 31622400"
+    assert read(tmp_path, GOOD.replace("[slow]", "drop_after_s = -1\n[slow]")) == [
+        "9: drop_after_s: -1 is not 0 to 31622400"
     ]
+
+
+NGINX = GOOD.replace('"ats"', '"nginx"')
+FOLDER = 'path = "/var/cache/nginx/x"\nkey = "$host$request_uri"\n'
+
+
+def test_an_nginx(tmp_path: Path) -> None:
+    assert read(tmp_path, NGINX) == []
+    assert load(tmp_path / "proxyd.toml").caches[1].files is None
+    assert read(tmp_path, NGINX + FOLDER + 'levels = "2:2:1"\nvariants = false\n') == []
+    files = NginxFiles("/var/cache/nginx/x", (2, 2, 1), "$host$request_uri", "", variants=False)
+    assert load(tmp_path / "proxyd.toml").caches[1].files == files
+    assert read(tmp_path, NGINX + 'path = "/c"\nproxy_host = "origin:8080"\nlevels = ""\n') == []
+    files = NginxFiles("/c", (), "$scheme$proxy_host$request_uri", "origin:8080", variants=True)
+    assert load(tmp_path / "proxyd.toml").caches[1].files == files
+    assert read(tmp_path, NGINX + "purge = true\n") == []
+    assert load(tmp_path / "proxyd.toml").caches[1].purge
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (GOOD + 'path = "/c"\n', "22: path is for nginx only"),
+        (NGINX + "variants = false\n", "22: variants says nothing without path"),
+        (NGINX + 'path = "cache"\n', "22: path: 'cache' does not begin with /"),
+        (NGINX + FOLDER + 'levels = "3"\n', "24: levels: '3' is not one to three of 1 and 2 with : between"),
+        (NGINX + FOLDER + "purge = true\n", "24: path or purge, not both; path does more"),
+        (NGINX + 'path = "/c"\n', "18: key: '$scheme$proxy_host$request_uri': $proxy_host stands in it: say"),
+        (
+            NGINX + 'path = "/c"\nkey = "$host$cookie_a$uri"\n',
+            "23: key: '$host$cookie_a$uri': $cookie_a is not",
+        ),
+    ],
+)
+def test_what_of_an_nginx_does_not_go_together(tmp_path: Path, text: str, fault: str) -> None:
+    [told] = read(tmp_path, text)
+    assert told.startswith(fault)
+
+
+def test_only_an_nginx_with_its_folder_can_drop(tmp_path: Path) -> None:
+    text = NGINX.replace("[slow]", "drop_after_s = 3600\n[slow]")
+    assert read(tmp_path, text + FOLDER) == []
+    for more in ("", "purge = true\n"):
+        [fault] = read(tmp_path, text + more)
+        assert "cache 't1' cannot drop all that it holds: without its cache folder (path)" in fault
 
 
 def test_without_a_file() -> None:
@@ -99,11 +145,10 @@ def test_a_secret_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.Mo
     assert load(tmp_path / "proxyd.toml").secret == b"s3cret"
 
 
-NOT_BUILT = "is not built yet; this version knows varnish, ats, squid, http"
+KNOWN = "varnish, ats, nginx, squid, http"
 BAD = [
-    ('kind = "ats"', 'kind = "nginx"', f"20: kind: kind 'nginx' {NOT_BUILT}"),
-    ('kind = "ats"', 'kind = "apache"', "20: kind: 'apache' is not one of varnish, ats, squid, http"),
-    ('kind = "ats"\n', "", "18: [[cache]] needs kind: varnish, ats, squid, http"),
+    ('kind = "ats"', 'kind = "apache"', f"20: kind: 'apache' is not one of {KNOWN}"),
+    ('kind = "ats"\n', "", f"18: [[cache]] needs kind: {KNOWN}"),
     ("group =", "gruop =", "3: unknown key 'gruop' in [agent]; did you mean 'group'?"),
     ('address = "cache', 'adress = "cache', "21: unknown key 'adress' in [[cache]]; did you mean 'address'?"),
     ("[slow]", "[slwo]", "9: unknown section [slwo]; did you mean 'slow'?"),
@@ -133,7 +178,7 @@ def test_each_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, f
 
 
 def test_all_faults_at_once(tmp_path: Path) -> None:
-    text = GOOD.replace("layer = 1", "layer = 99").replace('"ats"', '"nginx"').replace("group", "gruop")
+    text = GOOD.replace("layer = 1", "layer = 99").replace('"ats"', '"squid"').replace("group", "gruop")
     assert len(read(tmp_path, text)) == 3
 
 

@@ -145,7 +145,7 @@ def test_several_caches_must_all_do_it() -> None:
 
 @pytest.mark.parametrize("task_type", ["regex", "tag"])
 def test_what_no_cache_can_do_is_refused(task_type: str) -> None:
-    bench = Bench("varnish", "ats")
+    bench = Bench("ats", "ats")
     bench.push("a", "http://h/1", "http://h/2", head=PushHead(type=task_type))
     [report] = bench.reports()
     assert report["state"] == "failed"
@@ -560,3 +560,24 @@ def test_what_goes_on_after_an_upgrade_is_remembered_if_nothing_else_changed() -
         assert bench.reports(box) == done("a")
         box.owed = 0
         assert do(after, "a", "http://h/1", "http://h/2", box=box) is changed
+
+
+@pytest.mark.parametrize(
+    ("task_type", "target", "request_line"),
+    [
+        ("regex", "http://H/a/.*[.]png#x", b"BANREGEX /a/.*[.]png#x HTTP/1.1\r\nHost: H\r\n"),
+        ("tag", "news+front/page", b"BANTAG /news+front/page HTTP/1.1\r\nHost: localhost\r\n"),
+    ],
+)
+def test_patterns_and_tags_go_as_they_stand(task_type: str, target: str, request_line: bytes) -> None:
+    bench = Bench("varnish")
+    bench.push("a", target, head=PushHead(type=task_type))
+    assert [exchange.request[: len(request_line)] for exchange in bench.taken(0)] == [request_line]
+
+
+def test_a_pattern_that_an_older_engine_lets_through_is_refused_here() -> None:
+    bench = Bench("varnish")
+    bench.push("a", "http://h/x)|(y", head=PushHead(type="regex"))
+    assert bench.taken(0) == []
+    (report,) = bench.reports()
+    assert "not a regular expression" in str(report["error"])

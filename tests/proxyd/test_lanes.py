@@ -6,8 +6,10 @@ import asyncio
 
 import msgspec
 
+from proxyd.caches.nginx_files import NginxFiles
 from proxyd.config import AgentConfig, CacheConfig, default_config
 from proxyd.lanes import Caches, is_idle
+from proxyd.local import LocalClient
 from tests.proxyd.rig import Scripted, Visit, make_exchange, run, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -42,6 +44,40 @@ def test_what_stays_is_kept_and_gets_the_new_limits() -> None:
         # Another address is another cache.
         assert caches.in_use[1] is not a
         assert caches.leaving == (a,)
+        caches.close()
+
+    run(test())
+
+
+def test_an_nginx_is_refreshed_by_whom_its_settings_say() -> None:
+    files = NginxFiles("/nowhere", (1, 2), "$uri", "", variants=False)
+    there = CacheConfig("a", "nginx", ("127.0.0.1", 1), files)
+
+    async def test() -> None:
+        caches = Caches(lambda *_: None)
+        both = msgspec.structs.replace(config(), caches=[there, CacheConfig("b", "nginx", ("127.0.0.1", 1))])
+        caches.apply(both)
+        by_hand, by_request = caches.in_use
+        assert isinstance(by_hand.fast, LocalClient)
+        assert (by_hand.kind.name, by_hand.kind.drop is not None) == ("nginx", True)
+        # Objects come back, of any length: one at a time, and streamed.
+        for lanes in (by_hand, by_request):
+            assert (lanes.slow.limits.streaming, lanes.slow.limits.answer_max_bytes) == (True, None)
+        for connections in (2, 7):
+            caches.apply(
+                msgspec.structs.replace(
+                    both, fast=msgspec.structs.replace(both.fast, connections=connections, depth=9)
+                )
+            )
+            limits = by_request.fast.limits
+            assert (limits.streaming, limits.answer_max_bytes, limits.depth) == (True, None, 1)
+            assert limits.until_closed
+            assert (limits.connections, by_hand.fast.limits.depth) == (connections, 9)
+        assert caches.in_use == (by_hand, by_request)
+        # Another folder is another cache.
+        elsewhere = msgspec.structs.replace(there, files=msgspec.structs.replace(files, path="/elsewhere"))
+        caches.apply(msgspec.structs.replace(both, caches=[elsewhere]))
+        assert by_hand not in caches.in_use
         caches.close()
 
     run(test())

@@ -134,7 +134,7 @@ def test_cancel_drops_what_has_not_begun(cache: FakeCache) -> None:
         link.push("last", "http://h/last")
         wait_until(lambda: cache.asked, TIMEOUT_S, "the first at the cache")
         link.send("!cancel -- gone\n")
-        link.send("!task task_id=x type=tag -- after\n")
+        link.send("!task task_id=x type=regex -- http://h/(\n")
         until_ended(link, "x")
         cache.release()
         until_ended(link, "last")

@@ -22,12 +22,12 @@ def test_check_says_ok(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_check_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "proxyd.toml"
-    path.write_text('[agent]\nnmae = "x"\n[[cache]]\nname = "n"\nkind = "nginx"\naddress = "a:1"\n')
+    path.write_text('[agent]\nnmae = "x"\n[[cache]]\nname = "n"\nkind = "apache"\naddress = "a:1"\n')
     known = ", ".join(KINDS)
     assert main(["--config", str(path), "--check"]) == 78
     assert capsys.readouterr().err == (
         f"{path}:2: unknown key 'nmae' in [agent]; did you mean 'name'?\n"
-        f"{path}:5: kind: kind 'nginx' is not built yet; this version knows {known}\n"
+        f"{path}:5: kind: 'apache' is not one of {known}\n"
     )
 
 

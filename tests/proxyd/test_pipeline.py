@@ -341,6 +341,66 @@ def test_a_slow_body_is_no_silence_where_answers_are_streamed() -> None:
     run(test())
 
 
+UNTIL_CLOSED = msgspec.structs.replace(
+    HASTY, depth=1, streaming=True, answer_max_bytes=None, until_closed=True
+)
+LAST = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+
+
+def test_an_answer_counts_once_the_connection_is_closed() -> None:
+    told: list[str | None] = []
+    close = asyncio.Event()
+
+    async def answer_one(visit: Visit) -> None:
+        await visit.request()
+        await visit.send(LAST[:20])
+        await visit.send(LAST[20:])
+        await close.wait()
+
+    async def test() -> None:
+        async with Scripted(answer_one) as server:
+            limits = msgspec.structs.replace(UNTIL_CLOSED, answer_timeout_s=10, connections=1)
+            client = CacheClient("c", *server.address, limits, lambda _, error: told.append(error))
+            for target in some(3):
+                client.put(make_exchange(target, GET), 5)
+            await wait_until(lambda: client.in_flight == 1 and len(server.requests) == 1)
+            [connection] = client._open
+            await wait_until(lambda: connection._statuses, "the answer is here")
+            assert told == []
+            assert client.in_flight == 1
+            close.set()
+            await wait_until(lambda: len(told) == 3)
+            client.close()
+            assert server.visits == 3
+
+    run(test())
+    assert told == [None] * 3
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_where_the_connection_is_not_closed_well_the_answer_does_not_count(reset: bool) -> None:
+    async def answer_badly(visit: Visit) -> None:
+        await visit.request()
+        await visit.send(LAST)
+        if visit.number > 1:
+            return
+        if reset:
+            # What is answered must have come before it.
+            await asyncio.sleep(0.1)
+            visit.reset()
+        else:
+            await visit.forever()
+
+    async def test() -> None:
+        async with Scripted(answer_badly) as server:
+            limits = msgspec.structs.replace(UNTIL_CLOSED, connections=1)
+            told = await perform(server.address, GET, some(1), limits)
+            assert told == {b"http://h/0": [None]}
+            assert server.visits == 2
+
+    run(test())
+
+
 def test_close_tells_nothing_more() -> None:
     async def test() -> None:
         told: list[object] = []

@@ -14,6 +14,7 @@ from tools.servers.agent import Agent
 from tools.servers.ats import TrafficServer
 from tools.servers.errors import ServerFailed
 from tools.servers.mariadb import MariaDb
+from tools.servers.nginx import Nginx
 from tools.servers.origin import Origin
 from tools.servers.redis import RedisServer
 from tools.servers.squid import Squid
@@ -23,6 +24,7 @@ from tools.servers.waiting import wait_until
 __all__ = [
     "Agent",
     "MariaDb",
+    "Nginx",
     "Origin",
     "RedisServer",
     "ServerFailed",

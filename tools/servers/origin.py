@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections import Counter
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from typing import Any, Self
 import httptools
 
 START_TIMEOUT_S = 10.0
+_RANGE = re.compile(rb"bytes=(\d+)-(\d+)").fullmatch
 
 
 class Origin:
@@ -21,6 +23,7 @@ class Origin:
     `bump()` makes every object change. `sizes[path]` pads an answer to so many bytes,
     `statuses[path]` answers with another status, `silent` holds the paths that get no answer at all.
     `varies[path]` names a request header, in lower case: its value stands in the answer, and Vary says so.
+    `headers[path]` are header lines that an answer has besides. A `Range` of one part is answered with that.
     """
 
     def __init__(self, *, max_age_s: int = 3600) -> None:
@@ -29,6 +32,7 @@ class Origin:
         self.port = 0
         self.sizes: dict[bytes, int] = {}
         self.statuses: dict[bytes, int] = {}
+        self.headers: dict[bytes, bytes] = {}
         self.silent: set[bytes] = set()
         self.varies: dict[bytes, bytes] = {}
         self.asked: Counter[tuple[bytes, bytes]] = Counter()
@@ -130,11 +134,17 @@ class _Connection(asyncio.Protocol):
             vary = b"Vary: %s\r\n" % name
         body = body.ljust(origin.sizes.get(self._url, 0), b".")
         status = origin.statuses.get(self._url, 200)
+        more = origin.headers.get(self._url, b"")
+        if part := _RANGE(self._headers.get(b"range", b"")):
+            status, whole = 206, len(body)
+            body = body[int(part[1]) : int(part[2]) + 1]
+            last = int(part[1]) + len(body) - 1
+            more += b"Content-Range: bytes %b-%d/%d\r\n" % (part[1], last, whole)
         self.transport.write(
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
             # Without a Date, a max-age means nothing to Squid.
-            b"Content-Type: text/plain\r\nDate: %s\r\n%s\r\n"
-            % (status, len(body), origin.max_age_s, formatdate(usegmt=True).encode(), vary)
+            b"Content-Type: text/plain\r\nDate: %s\r\n%b%b\r\n"
+            % (status, len(body), origin.max_age_s, formatdate(usegmt=True).encode(), vary, more)
         )
         if self._parser.get_method() != b"HEAD":
             self.transport.write(body)

@@ -11,10 +11,11 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from tools.soak.engine import Engine, Outcome
+from tools.soak.proxies import Proxy
 from tools.soak.tally import Tally
 
 # A worker that is stopped is killed after so long without a beat. Longer than what two noisy cores do to one.
@@ -27,6 +28,8 @@ _FIRST_ROLL_S = 4.0
 _MOVES_S = 0.1
 _POLL_S = 0.005
 _LINE_MAX = 1 << 20
+# How long a proxy stays away: its tasks are parked, and others things are done meanwhile.
+_AWAY_S = (2.0, 12.0)
 # What is wrong, and a word that the refusal must have beside the number of the line.
 _BROKEN = (
     ("[engine]\nworkerz = 2", "line"),
@@ -49,7 +52,14 @@ class Done(NamedTuple):
 class Actions:
     """Chooses and does them. `only`: of these names."""
 
-    def __init__(self, engine: Engine, tally: Tally, rng: random.Random, only: tuple[str, ...]):
+    def __init__(
+        self,
+        engine: Engine,
+        tally: Tally,
+        rng: random.Random,
+        only: tuple[str, ...],
+        proxies: Sequence[Proxy],
+    ):
         self.done: list[Done] = []
         self._engine = engine
         self._tally = tally
@@ -58,6 +68,7 @@ class Actions:
         self._reloads = 0
         self._roll_s = _FIRST_ROLL_S
         self._only = only
+        self._proxies = proxies
 
     def choose(self, wanted: Counter[str]) -> str:
         """One of those that are still `wanted`, or any when that is empty, the likelier ones first."""
@@ -140,6 +151,16 @@ class Actions:
         """kill -9 of a process that takes over, or of one that hands over."""
         return await self._strike_amid_roll(signal.SIGKILL)
 
+    async def absence(self) -> str:
+        """A proxy goes away, and is back while other things happen."""
+        proxy = self._rng.choice(self._proxies)
+        if not proxy.ready:
+            # It is away already, or its worker is being replaced.
+            return ""
+        proxy.leave()
+        asyncio.get_running_loop().call_later(self._rng.uniform(*_AWAY_S), proxy.connect)
+        return ""
+
     async def stop_amid_roll(self) -> str:
         """SIGSTOP of one of the two."""
         return await self._strike_amid_roll(signal.SIGSTOP)
@@ -203,6 +224,7 @@ ACTIONS: dict[str, Action] = {
     "kill": Action(Actions.kill, 2),
     "kill-amid-roll": Action(Actions.kill_amid_roll, 4),
     "stop": Action(Actions.stop, 1),
+    "absence": Action(Actions.absence, 4),
     "stop-amid-roll": Action(Actions.stop_amid_roll, 1),
 }
 HARMLESS = frozenset({"reload", "upgrade", "bad-reload"})

@@ -31,7 +31,7 @@ class Crowd:
         """The longest that this process itself was late."""
         self._site = site
         self._rate = rate
-        self._proxies = [Proxy(site, number, workers) for number in range(proxies)]
+        self.proxies = [Proxy(site, number, workers) for number in range(proxies)]
         self._slow: list[Client] = [
             (ByteByByte, Halving)[number % 2](site, ("", "hello v=1 role=client")[number // 2 % 2])
             for number in range(clients * _SLOW // 100)
@@ -42,7 +42,7 @@ class Crowd:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _everyone(self) -> Iterator[Client | Proxy]:
-        yield from self._proxies
+        yield from self.proxies
         yield from self._clients()
 
     def _clients(self) -> Iterator[Client]:
@@ -55,7 +55,7 @@ class Crowd:
     async def begin(self) -> None:
         """Connects everyone, then begins to post. Raises: TimeoutError."""
         self._tasks.append(asyncio.create_task(self._beat()))
-        for proxy in self._proxies:
+        for proxy in self.proxies:
             proxy.connect()
             await asyncio.sleep(0)
         for client in self._clients():
@@ -134,7 +134,7 @@ class Crowd:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            for proxy in self._proxies:
+            for proxy in self.proxies:
                 proxy.beat()
 
 

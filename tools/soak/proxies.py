@@ -60,6 +60,11 @@ class Proxy:
         for link in self.links:
             link.connect()
 
+    def leave(self) -> None:
+        """Goes away, until `connect`: what it was pushed and has not reported it has forgotten."""
+        for link in self.links:
+            link.leave()
+
     @property
     def ready(self) -> bool:
         """Whether every connection is greeted."""
@@ -92,6 +97,7 @@ class _Link(asyncio.Protocol):
         hello = f"hello v=1 role=proxy name={proxy.name} worker={worker}"
         self._first = f"{hello}\nready credit={proxy.credit}\n".encode()
         self._over = False
+        self._away = False
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._tail = b""
@@ -102,7 +108,15 @@ class _Link(asyncio.Protocol):
         """When each request without a reply was sent."""
 
     def connect(self) -> None:
+        self._away = False
         self._connecting = asyncio.ensure_future(self._connect())
+
+    def leave(self) -> None:
+        self._away = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._transport is not None:
+            self._transport.abort()
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -130,9 +144,13 @@ class _Link(asyncio.Protocol):
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-        if not self._over:
+        if not self._over and not self._away:
             self._site.tally.lost("proxy", exc)
-            asyncio.get_running_loop().call_later(RETRY_S, self.connect)
+            asyncio.get_running_loop().call_later(RETRY_S, self._connect_again)
+
+    def _connect_again(self) -> None:
+        if not self._over and not self._away:
+            self.connect()
 
     def close(self) -> None:
         self._over = True

@@ -24,6 +24,8 @@ from tools.soak.report import Found
 from tools.soak.tally import Tally
 
 _SETTLE_S = 60.0
+# Little enough that a proxy need not be away for long.
+_PARK_ABOVE = 100
 # Asked over the wire at the end; the store is asked of all.
 _ASKED = 2_000
 _ASKED_AT_ONCE = 100
@@ -56,7 +58,7 @@ def soak(plan: Plan) -> Found:
             where,
             workers=plan.workers,
             fleet=fleet(plan.proxies),
-            settings=f"heartbeat_timeout_s = {HEARTBEAT_TIMEOUT_S}",
+            settings=f"heartbeat_timeout_s = {HEARTBEAT_TIMEOUT_S}\npark_above = {_PARK_ABOVE}",
         ) as engine,
         undisturbed(),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
@@ -76,7 +78,7 @@ class _Soak:
         self._crowd = Crowd(
             site, clients=plan.clients, proxies=plan.proxies, workers=plan.workers, rate=plan.rate
         )
-        self._actions = Actions(engine, self._tally, self._rng, plan.only)
+        self._actions = Actions(engine, self._tally, self._rng, plan.only, self._crowd.proxies)
 
     async def run(self) -> Found:
         began = time.monotonic()
@@ -141,11 +143,15 @@ class _Soak:
     async def _drained(self) -> str:
         """Waits until the engine has no unfinished task."""
         end = time.monotonic() + _SETTLE_S
-        while left := (await self._engine.stats())["tasks_in_cache"]:
+        while left := await self._unfinished():
             if time.monotonic() > end:
                 return f"{left:.0f} unfinished tasks"
             await asyncio.sleep(0.1)
         return ""
+
+    async def _unfinished(self) -> float:
+        stats = await self._engine.stats()
+        return stats["tasks_in_cache"] + stats["tasks_parked"]
 
     async def _asked(self) -> list[str]:
         """What the engine says of some tasks, where it is not what it should be."""

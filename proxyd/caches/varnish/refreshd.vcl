@@ -1,4 +1,4 @@
-# What refreshd's agent (proxyd) needs in a Varnish: PURGE one URL, BAN one directory, DROP everything.
+# What refreshd's agent (proxyd) needs in a Varnish: PURGE one URL; BAN a directory, a pattern, a tag; DROP everything.
 #
 # Copy this file to /etc/varnish/ and include it right after the `vcl 4.1;` line of your VCL:
 #
@@ -12,6 +12,8 @@
 #
 #     PURGE /a/b?c HTTP/1.1      removes all variants of this URL; 200 whether or not it was there
 #     BAN /a/ HTTP/1.1           removes all that begins with /a/ on this Host; 200
+#     BANREGEX /a/.*[.]png HTTP/1.1   removes all whose whole path with query this matches, on this Host; 299
+#     BANTAG /news HTTP/1.1      removes all that the origin gave the tag `news`, of every Host; 299
 #     DROP / HTTP/1.1            removes all that is there, of every Host; 299. An agent asks for it only if
 #                                its drop_after_s is set
 #
@@ -26,7 +28,8 @@ acl refreshd_purgers {
 }
 
 sub vcl_recv {
-    if (req.method == "PURGE" || req.method == "BAN" || req.method == "DROP") {
+    if (req.method == "PURGE" || req.method == "BAN" || req.method == "BANREGEX" || req.method == "BANTAG" ||
+        req.method == "DROP") {
         # A comma in X-Forwarded-For (Varnish has added client.ip by now): another proxy passed this on,
         # a TLS terminator on this machine for example. Then client.ip says nothing about who asks.
         if (client.ip !~ refreshd_purgers || req.http.X-Forwarded-For ~ ",") {
@@ -47,6 +50,23 @@ sub vcl_recv {
         if (req.method == "PURGE") {
             return (purge);
         }
+        if (req.method == "BANTAG") {
+            # As below: a backslash before every byte that could mean something. \x20 is a space.
+            if (std.ban("obj.http.x-refreshd-tags ~ (?:^|[\x20,])" +
+                        regsuball(regsub(req.url, "^/", ""), "([^A-Za-z0-9/_-])", "\\\1") + "(?:$|[\x20,])")) {
+                return (synth(299, "Banned"));
+            }
+            return (synth(500, "Ban refused: " + std.ban_error()));
+        }
+        if (req.method == "BANREGEX") {
+            # Without white space it is one word of the expression. The agent has compiled it by itself,
+            # so it cannot end the group that it stands in.
+            if (std.ban("obj.http.x-refreshd-host == " + req.http.Host +
+                        " && obj.http.x-refreshd-url ~ ^(?:" + req.url + ")$")) {
+                return (synth(299, "Banned"));
+            }
+            return (synth(500, "Ban refused: " + std.ban_error()));
+        }
         # No expression can be broken out of: std.ban parts its words by white space alone, which neither the
         # host nor the URL can hold (checked above); the host is compared as a literal; and in the
         # pattern every byte that could mean something has a backslash before it.
@@ -64,9 +84,13 @@ sub vcl_backend_response {
     # headers, and no directory refresh finds them.
     set beresp.http.x-refreshd-host = bereq.http.Host;
     set beresp.http.x-refreshd-url = bereq.url;
+    # The headers that origins name tags in: with spaces or commas between them.
+    set beresp.http.x-refreshd-tags =
+        beresp.http.Surrogate-Key + " " + beresp.http.Cache-Tag + " " + beresp.http.xkey;
 }
 
 sub vcl_deliver {
     unset resp.http.x-refreshd-host;
     unset resp.http.x-refreshd-url;
+    unset resp.http.x-refreshd-tags;
 }

@@ -130,13 +130,18 @@ class Go(msgspec.Struct, frozen=True, array_like=True, tag="go"):
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Everything was handed over; `connections` came on the packet socket. Counts since O started."""
+    """Everything was handed over; `connections` came on the packet socket. Counts since O started.
+
+    `lead`: the engine's part in its cluster, in the words of leases.py, that N goes on with. A release that
+    does not know it passes over it, and one that does not send it leaves it empty: it stands last.
+    """
 
     connections: int
     accepted: int
     pairs: int
     finished: dict[int, int]
     rates: list[dict[str, Any]]
+    lead: bytes = b""
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):

@@ -171,7 +171,8 @@ class Giver:
         finished = {int(state): number for state, number in counters.finished.items()}
         rates = [hub.rate_boss.to_plain(), hub.rate_proxy.to_plain()]
         moved = self._leaver.moved
-        self._talk.send(frames.End(moved, counters.accepted, counters.pairs, finished, rates))
+        lead = await hub.cluster.hand_over()
+        self._talk.send(frames.End(moved, counters.accepted, counters.pairs, finished, rates, lead))
         await self._talk.answered(frames.Ended)
         self.phase = Phase.ENDED
         await hub.cluster.leave()

@@ -214,6 +214,7 @@ class Taker:
             counters.finished[State(state)] += number
         for rate, plain in zip((self.hub.rate_boss, self.hub.rate_proxy), end.rates, strict=True):
             rate.take_over(plain)
+        self.hub.cluster.inherit(end.lead)
         self._talk.tell(frames.Ended())
         self.finish()
 

@@ -4,6 +4,8 @@ import msgspec
 import pytest
 
 from proxyd.caches import KINDS, Deed
+from proxyd.errors import BadTarget
+from proxyd.targets import split_pattern, split_tag
 from tests.proxyd.caches.odd import LONGEST, ODD_PATHS
 from tests.proxyd.http import ask, get
 from tests.proxyd.rig import SHORT, perform, run, split_address
@@ -269,3 +271,73 @@ def test_a_varnish_without_the_vcl_is_told_from_one_with_it(origin: Origin) -> N
         [error] = do(varnish, DEEDS["url"], "http://h.example/unknown-method")
         assert error == "cache c: PURGE was answered 501 (include refreshd.vcl in the VCL, see docs/agent.md)"
         assert drop(varnish) is not None
+
+
+# ── patterns and tags ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("pattern", "gone"),
+    [
+        ("/img/.*[.]png", {"/img/a.png", "/img/deep/b.png"}),
+        ("/img/[a-z][.](png|gif)", {"/img/a.png", "/img/c.gif"}),
+        ("/(?i)IMG/A[.]PNG", {"/img/a.png"}),
+        # One word of the ban's expression, and one group of its pattern.
+        ("/img/a.png|/other", {"/img/a.png", "/other"}),
+        ("/img/a.png&&obj.status!=0", set()),
+        ("/q[?]a=1&b=.*", {"/q?a=1&b=2"}),
+        ("/.*", {"/img/a.png", "/img/deep/b.png", "/img/c.gif", "/other", "/q?a=1&b=2", "/img/a.png.bak"}),
+    ],
+)
+def test_a_pattern_takes_all_that_it_matches_wholly_and_nothing_else(
+    varnish: Varnish, host: str, pattern: str, gone: set[str]
+) -> None:
+    paths = ["/img/a.png", "/img/deep/b.png", "/img/c.gif", "/other", "/q?a=1&b=2", "/img/a.png.bak"]
+    fill(varnish, host, *paths)
+    fill(varnish, f"not.{host}", *paths)
+    (host_of, path) = split_pattern(f"http://{host.upper()}{pattern}".encode())
+    assert ask(varnish.address, "BANREGEX", host_of.decode(), path.decode()).status == 299
+    assert {path for path in paths if not is_hit(varnish, host, path)} == gone
+    assert all(is_hit(varnish, f"not.{host}", path) for path in paths)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["/a)|(b", "/(a", "/a(?=b)", r"/\Qa", r"/\1", "/a{1001}", "/" + "a" * 2048, "/(*ACCEPT)", "/(?#"],
+)
+def test_what_would_be_another_expression_in_a_group_is_no_pattern(pattern: str) -> None:
+    with pytest.raises(BadTarget):
+        split_pattern(f"http://h{pattern}".encode())
+
+
+@pytest.mark.parametrize("header", ["Surrogate-Key", "Cache-Tag", "xkey"])
+def test_a_tag_takes_what_has_it_on_every_host(
+    varnish: Varnish, origin: Origin, host: str, header: str
+) -> None:
+    tags = {
+        "/t1": "news front",
+        "/t2": "front,news",
+        "/t3": "newsletter",
+        "/t4": "a.b",
+        "/t5": "a+b",
+        "/t6": "",
+    }
+    for path, value in tags.items():
+        origin.headers[path.encode()] = f"{header}: {value}\r\n".encode()
+    for path in tags:
+        for name in (host, f"also.{host}"):
+            fill(varnish, name, path)
+
+    def gone(tag: str) -> set[str]:
+        host_of, path = split_tag(tag.encode())
+        assert ask(varnish.address, "BANTAG", host_of.decode(), f"/{path.decode()}").status == 299
+        away = {path for path in tags if not is_hit(varnish, host, path)}
+        assert {path for path in tags if not is_hit(varnish, f"also.{host}", path)} == away
+        return away
+
+    assert gone("news") == {"/t1", "/t2"}
+    assert gone("a.b") == {"/t4"}
+    assert gone("nobody") == set()
+    assert gone(".*") == set()
+    answer = get(varnish.address, host, "/t1")
+    assert not [name for name in answer.headers if name.startswith("x-refreshd")]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -191,6 +194,57 @@ def test_one_that_accepts_and_says_nothing(database: MysqlUrl, monkeypatch: pyte
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_failure_leaves_no_connection_in_memory(
+    database: MysqlUrl, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    """Not even one that only a search for rings would find: workers do not search everywhere."""
+    made: list[weakref.ref[object]] = []
+    whole = mysql_connection.pymysql.connect
+
+    def connect(**how: Any) -> object:
+        made.append(weakref.ref(connection := whole(**how)))
+        return connection
+
+    monkeypatch.setattr(mysql_connection.pymysql, "connect", connect)
+    monkeypatch.setattr(mysql_connection, "BACKOFF_FIRST_S", 0.0)
+    gc.disable()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = database.port if connected else silent.getsockname()[1]
+            session = Session(msgspec.structs.replace(database, port=port), answer_timeout_s=0.2)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable, match="timed out"):
+                    session.query(b"SELECT SLEEP(3)")
+            assert len(made) == 3
+            assert [connection() for connection in made] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_silence_is_not_waited_for_twice(database: MysqlUrl) -> None:
+    """A client waits for it."""
+    session = Session(database, answer_timeout_s=0.2)
+    tried = []
+
+    def work() -> None:
+        tried.append(1)
+        session.query(b"SELECT SLEEP(3)")
+
+    with pytest.raises(Lost, match="timed out"):
+        session.atomically(work)
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(("answer_timeout_s", "lock_wait_s"), [(0.2, 1), (2.0, 1), (5.0, 2), (3600.0, 2)])
+def test_a_lock_is_waited_for_less_long_than_an_answer(
+    database: MysqlUrl, answer_timeout_s: float, lock_wait_s: int
+) -> None:
+    session = Session(database, answer_timeout_s=answer_timeout_s)
+    assert session.read(b"SELECT @@innodb_lock_wait_timeout") == ((lock_wait_s,),)
+    session.drop()
+
+
 def test_one_that_stops_answering_amid_a_statement(database: MysqlUrl) -> None:
     session = Session(database, answer_timeout_s=0.2)
     with pytest.raises(Lost, match="timed out"):
@@ -289,6 +343,8 @@ def test_tls_is_insisted_on(tmp_path: Path, mariadb_template: Path, database: My
     ca, other = tmp_path / "ca.pem", tmp_path / "other.pem"
     with MariaDb(template=mariadb_template, settings=settings("good")) as server:
         assert cipher(server.url_of("refreshd", f"ssl_ca={ca}")).startswith("TLS_")
+        # Where it is offered it is used.
+        assert cipher(server.url).startswith("TLS_")
         assert cipher(server.url)
         with pytest.raises(StoreUnavailable, match="certificate verify failed"):
             cipher(server.url_of("refreshd", f"ssl_ca={other}"))
