@@ -178,7 +178,7 @@ def test_each_fault_is_named_with_its_line(tmp_path: Path, old: str, new: str, f
 
 
 def test_all_faults_at_once(tmp_path: Path) -> None:
-    text = GOOD.replace("layer = 1", "layer = 99").replace('"ats"', '"squid"').replace("group", "gruop")
+    text = GOOD.replace("layer = 1", "layer = 99").replace('"ats"', '"apache"').replace("group", "gruop")
     assert len(read(tmp_path, text)) == 3
 
 
