@@ -175,7 +175,9 @@ def test_bad_targets_fail_and_good_ones_are_done() -> None:
 
 def test_what_cannot_be_asked_of_one_cache_is_done_at_the_other_and_failed() -> None:
     bench = Bench("varnish", "http")
-    below = kind_of("http", (("url", Request("PURGE", "/purge{path}", (), "", (200,))),))
+    requests = (("url", Request("PURGE", "/purge{path}", (), "", (200,))),)
+    below = kind_of("http", requests=requests)
+    assert below is not None
     bench.lanes[1] = msgspec.structs.replace(bench.lanes[1], kind=below)
     bench.dispatcher.use_caches(bench.lanes)
     bench.push("a", "http://h/1", "http://h/../2")

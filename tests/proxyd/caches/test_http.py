@@ -20,7 +20,9 @@ STREAMING = msgspec.structs.replace(SHORT, depth=1, streaming=True, answer_max_b
 
 def kind(**requests: Request) -> CacheKind:
     """As the configuration makes it."""
-    return kind_of("http", requests=tuple(requests.items()))
+    made = kind_of("http", requests=tuple(requests.items()))
+    assert made is not None
+    return made
 
 
 def asks(
