@@ -53,7 +53,7 @@ LOOK_TASKS = 4_000
 PARK_ROWS = 2_000
 EXPIRE_EVERY_MS = 1_000
 EXPIRE_ROWS = 1_000
-TRIM_EVERY_MS = 30_000
+CHECK_EVERY_MS = 30_000
 # Ends that may wait for the store while more tasks are expired.
 _ENDS_WAITING = 4_000
 _RETRY_S = 1.0
@@ -81,7 +81,8 @@ class Parking:
         """How far each log was looked through."""
         self._expire_ms = 0
         self._expiring = False
-        self._trim_ms = self._started_ms + TRIM_EVERY_MS
+        self._check_ms = self._started_ms + CHECK_EVERY_MS
+        self._unread_ms = 0
         self._added: set[int] = set()
         """Groups that tasks were added to since they were counted last."""
         self._recounts = 0
@@ -101,9 +102,11 @@ class Parking:
     def tick(self) -> None:
         """Parks what is to be parked, ends what has expired. To be called every 100 ms or so."""
         self.sweep()
-        if self.groups and self.hub.engine.clock.mono_ms >= self._expire_ms and not self._expiring:
+        now_ms = self.hub.engine.clock.mono_ms
+        due = (self.groups and now_ms >= self._expire_ms) or now_ms >= self._check_ms
+        if due and not self._expiring and not self.hub.engine.moving:
             self._expiring = True
-            self.hub.background(self._expire())
+            self.hub.background(self._look_after())
 
     def sweep(self) -> None:
         """Begins to park some tasks, if memory holds more than it is meant to."""
@@ -167,9 +170,10 @@ class Parking:
             engine.park(task)
             for changed in engine.changes:
                 changed.add(task.serial)
+            # Another one of that number where the plan was made anew since.
+            group = self.groups.setdefault(group.number, group)
             group.add(task.serial)
             self._added.add(group.number)
-            self.groups[group.number] = group
         if not self._under_way:
             self.sweep()
 
@@ -263,7 +267,8 @@ class Parking:
         try:
             yield changed
         finally:
-            self.hub.engine.changes.remove(changed)
+            # By identity: another's may be equal.
+            self.hub.engine.changes = [other for other in self.hub.engine.changes if other is not changed]
 
     def take_in(self, rows: Iterable[ParkedTask], changed: set[int]) -> list[Task]:
         """Brings what was just read into memory; returns that. Their plans are known, see `plans_of`."""
@@ -289,16 +294,16 @@ class Parking:
         group.tasks = 0
         self.groups.pop(group.number, None)
 
-    def has_plans(self, rows: Iterable[ParkedTask]) -> bool:
-        """Whether the plans of all these are known."""
-        return all(row.plan in self._plans for row in rows)
-
     async def plans_of(self, rows: list[ParkedTask]) -> None:
         """Sees to it that their plans are known. Raises: StoreError."""
-        if not self.has_plans(rows):
-            texts = await self.in_thread(self._read_plans)
-            for number in {row.plan for row in rows} - self._plans.keys():
-                self._keep_plan(Plan.from_text(texts[number]))
+        wanted = {row.plan for row in rows}
+        if wanted <= self._plans.keys():
+            return
+        texts = await self.in_thread(self._read_plans)
+        if len(self._plans) + len(wanted) > _PLANS_KEPT:
+            self._plans = {number: plan for number, plan in self._plans.items() if number in wanted}
+        for number in wanted - self._plans.keys():
+            self._plans[number] = Plan.from_text(texts[number])
 
     def _read_plans(self) -> dict[int, str]:
         texts: dict[int, str] = {}
@@ -314,28 +319,32 @@ class Parking:
 
     # ── time ──────────────────────────────────────────────────────────────────────────────
 
-    async def _expire(self) -> None:
-        """Ends parked tasks whose time is over."""
+    async def _look_after(self) -> None:
+        """Ends parked tasks whose time is over; every now and then sees that the counts are right."""
         engine = self.hub.engine
         try:
-            while not engine.moving:
-                now_ms = engine.clock.mono_ms + self.wall_offset_ms
-                with self.reading() as changed:
-                    rows = await self.in_thread(self._read_due, now_ms)
-                    await self.plans_of(rows)
-                    engine.clock.turn()
-                    if engine.moving or not self.take_in(rows, changed):
-                        break
-                while sum(saver.waiting for saver in engine.savers.values()) > _ENDS_WAITING:
-                    await self.hub.catch_up()
-            if engine.clock.mono_ms >= self._trim_ms:
-                self._trim_ms = engine.clock.mono_ms + TRIM_EVERY_MS
-                await self._trim()
+            await self._expire()
+            if engine.clock.mono_ms >= self._check_ms:
+                self._check_ms = engine.clock.mono_ms + CHECK_EVERY_MS
+                await self._check()
         except StoreError as error:
             self.unread(error)
         finally:
             self._expiring = False
             self._expire_ms = engine.clock.mono_ms + EXPIRE_EVERY_MS
+
+    async def _expire(self) -> None:
+        engine = self.hub.engine
+        while not engine.moving:
+            now_ms = engine.clock.mono_ms + self.wall_offset_ms
+            with self.reading() as changed:
+                rows = await self.in_thread(self._read_due, now_ms)
+                await self.plans_of(rows)
+                engine.clock.turn()
+                if engine.moving or not self.take_in(rows, changed):
+                    return
+            while sum(saver.waiting for saver in engine.savers.values()) > _ENDS_WAITING:
+                await self.hub.catch_up()
 
     def _read_due(self, now_ms: int) -> list[ParkedTask]:
         rows: list[ParkedTask] = []
@@ -369,15 +378,25 @@ class Parking:
             self._recounts -= asked
             self._counted(counts, plans)
         self.hub.pusher.knows_all = True
+        self._serve()
+
+    def _serve(self) -> None:
+        """Whoever is back gets what is parked for it."""
         for link in list(self.hub.pusher.links.values()):
             if link.replay is None:
                 self.returned(link)
             self.hub.pusher.due(link)
 
-    async def _trim(self) -> None:
-        """Corrects counts that are too high: after a hand-over they include tasks that are in memory."""
+    async def _check(self) -> None:
+        """Compares with the store.
+
+        After a hand-over counts include tasks that are in memory, and are too high; a group
+        that were not known here at all would never be replayed.
+        """
         self._added.clear()
-        counts, _ = await self.in_thread(self._read_counts)
+        counts, plans = await self.in_thread(self._read_counts)
+        if self.hub.engine.moving:
+            return
         tasks: dict[int, int] = {}
         for count in counts:
             tasks[count.group] = tasks.get(count.group, 0) + count.tasks
@@ -386,6 +405,10 @@ class Parking:
             group.tasks = min(group.tasks, tasks.get(number, 0))
             if not group.tasks:
                 self.empty(group)
+        unknown = [count for count in counts if count.group not in self.groups]
+        if unknown:
+            self._counted(unknown, plans)
+            self._serve()
 
     def _read_counts(self) -> tuple[list[ParkedCount], dict[int, str]]:
         counts: list[ParkedCount] = []
@@ -421,7 +444,10 @@ class Parking:
     def unread(self, error: StoreError) -> None:
         """Parked tasks could not be read; whoever wanted them tries again."""
         if isinstance(error, StoreUnavailable):
-            log.warning("parked tasks cannot be read just now", error=str(error))
+            now_ms = self.hub.engine.clock.mono_ms
+            if now_ms >= self._unread_ms:
+                self._unread_ms = now_ms + CHECK_EVERY_MS
+                log.warning("parked tasks cannot be read just now", error=str(error))
         else:
             self.hub.engine.store_failed(error)
 

@@ -92,13 +92,50 @@ def test_counts_that_are_too_high_are_corrected(core: Core) -> None:
     """As after a hand-over: what is in memory and was parked before is counted, too."""
     (group,) = core.parking.groups.values()
     group.tasks += 5
-    core.pass_time(parking.TRIM_EVERY_MS)
+    core.pass_time(parking.CHECK_EVERY_MS)
     for _ in range(9):
         core.read()
     assert len(core.parking) == 8
     group.tasks = 1
     core.table.parked.clear()
-    core.pass_time(parking.TRIM_EVERY_MS)
+    core.pass_time(parking.CHECK_EVERY_MS)
     for _ in range(9):
         core.read()
     assert not core.parking.groups
+
+
+def test_a_group_that_was_not_known_is_replayed(core: Core) -> None:
+    core.parking.groups.clear()
+    core.connect("a0", 100)
+    for _ in range(3):
+        core.read()
+    assert not core.engine.tasks
+    core.pass_time(parking.CHECK_EVERY_MS)
+    for _ in range(20):
+        core.read()
+    assert len(core.engine.tasks) == 8
+
+
+def test_reads_that_have_seen_the_same_are_told_apart(core: Core) -> None:
+    with core.parking.reading() as first, core.parking.reading():
+        pass
+    assert core.engine.changes == []
+    with core.parking.reading() as outer:
+        with core.parking.reading():
+            pass
+        assert [changed is outer for changed in core.engine.changes] == [True]
+    assert first == set()
+
+
+def test_a_plan_that_was_made_anew_shares_its_group(core: Core) -> None:
+    (group,) = core.parking.groups.values()
+    core.parking.empty(group)
+    # The same proxies, another object; as after a change of the fleet and back.
+    core.fleet._plans.clear()
+    core.engine.fleet_changed()
+    core.post(b"post_task task_id=t9 type=url scope=a0 -- http://a/9")
+    core.commit()
+    core.pass_time(2000)
+    core.commit()
+    (other,) = core.parking.groups.values()
+    assert (other.number, other.tasks) == (group.number, 1)
