@@ -18,6 +18,7 @@ import pytest
 
 from tests.small_disk import fill, on_small_disk, seen_by
 from tools.servers import MariaDb
+from tools.servers.process import START_TIMEOUT_S, die_with_parent
 
 # What a new MariaDB takes is 110 MiB; the rest is for tables.
 DISK_MIB = 160
@@ -109,7 +110,13 @@ class WithSyncs(MariaDb):
     def run(self) -> None:
         """See `Server.run`."""
         here, there = socket.socketpair()
-        self.before_exec = lambda: _ask_before_syncs(there)
+
+        def before_exec() -> None:
+            die_with_parent()
+            _ask_before_syncs(there)
+
+        self.before_exec = before_exec
+        here.settimeout(START_TIMEOUT_S)
         with here, there:
             super().run()
             _, (fd,), _, _ = socket.recv_fds(here, 1, 1)

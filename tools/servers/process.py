@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -56,6 +57,8 @@ class Server:
         self.folder = Path()
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
+        self.before_exec: Callable[[], None] = die_with_parent
+        """Runs in the child, before it becomes the program."""
 
     @property
     def address(self) -> str:
@@ -106,7 +109,7 @@ class Server:
                 cwd=self.folder,
                 # A group of its own: helpers are ended with it, and Ctrl-C reaches us first.
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=self.before_exec,
             )
 
     def _wait_ready(self) -> None:
