@@ -51,7 +51,7 @@ def test_what_stays_is_kept_and_gets_the_new_limits() -> None:
 
 def test_an_nginx_is_refreshed_by_whom_its_settings_say() -> None:
     files = NginxFiles("/nowhere", (1, 2), "$uri", "", variants=False)
-    there = CacheConfig("a", "nginx", ("127.0.0.1", 1), files)
+    there = CacheConfig("a", "nginx", ("127.0.0.1", 1), files=files)
 
     async def test() -> None:
         caches = Caches(lambda *_: None)
