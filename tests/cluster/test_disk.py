@@ -41,6 +41,7 @@ def refusals(site: Site, stem: str) -> list[str]:
     return [reply["msg"] for reply in replies if not reply.ok]
 
 
+@pytest.mark.alone
 def test_a_full_disk_under_the_database_is_unavailable_with_the_reason(
     full_disk: OnSmallDisk, redis: RedisServer, ledger: Ledger
 ) -> None:
