@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,10 @@ from zlib import crc32
 
 import pytest
 
-from tests.driver import Engine, wait_until
+from tests.driver import PATIENCE_S, Engine, wait_until
 from tests.faults.ledger import Ledger
 from tests.peer.fake_proxy import FakeProxy
-from tests.peer.raw import Peer, Reply, owned_by
+from tests.peer.raw import Line, Peer, Reply, owned_by
 
 PROXIES = ("p1", "p2")
 IN_MEMORY = 20
@@ -169,13 +170,21 @@ def test_what_is_posted_during_a_replay_comes_behind_it(
     (late,) = owned_by(0, "late")
     (urgent,) = owned_by(0, "urgent")
     order: list[str] = []
-    with (
-        engine.peer() as peer,
-        engine.proxy("p1", credit=1, on_effect=lambda _, task_id, __: order.append(task_id)),
-    ):
+    posted = threading.Event()
+
+    def answer(pushes: list[Line]) -> str:
+        """Nothing is reported, so nothing more is pushed, before the two were posted."""
+        assert posted.wait(PATIENCE_S)
+        return "report state=done -- " + " ".join(push.fields["task_id"] for push in pushes)
+
+    def note(_: str, task_id: str, __: list[str]) -> None:
+        order.append(task_id)
+
+    with engine.peer() as peer, engine.proxy("p1", credit=1, answer=answer, on_effect=note):
         wait_until(lambda: order, "the replay has begun")
         post_many(peer, ledger, [late])
         post_many(peer, ledger, [urgent], "type=url priority=9")
+        posted.set()
         wait_until(lambda: late in order, "the last one was pushed", 40)
     own = [task_id for task_id in order if owned_by_worker(task_id) == 0]
     assert own[-1] == late

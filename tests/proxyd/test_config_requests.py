@@ -72,7 +72,7 @@ BAD = [
     ('"{path}"', '"' + "{host}" * 9 + '"', 39,
      "path: got 9 places in path, headers and body, wanted at most 8"),
     ("[cache.drop]", "[cache.regex]", 41,
-     "unknown key 'regex' in [[cache]]; known are name, kind, address, url, dir, tag, prefetch, drop"),
+     "unknown key 'regex' in [[cache]]; did you mean 'purge'?"),
     ("[cache.drop]", "[cache.tags]", 41, "unknown key 'tags' in [[cache]]; did you mean 'tag'?"),
     ("[cache.drop]", "[[cache.drop]]", 41,
      "got a list, wanted a section [cache.drop]"),
