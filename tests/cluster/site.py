@@ -258,13 +258,16 @@ def _wait_up(engine: Engine) -> None:
 
 
 def _says_it_leads(engine: Engine) -> bool:
-    leads = False
+    """In a roll the successor may say it before its predecessor has ended, or after."""
+    newest = leads = 0
     for line in engine.log_lines():
         if line["event"] == "leadership":
-            leads = line["now"] == "leader"
-        elif line["event"] == "worker ended" and line["slot"] == 0:
-            leads = False
-    return leads
+            leads = newest if line["now"] == "leader" else 0
+        elif line["event"] == "worker started" and line["slot"] == 0:
+            newest = line["pid"]
+        elif line["event"] == "worker ended" and line["slot"] == 0 and line["pid"] == leads:
+            leads = 0
+    return bool(leads)
 
 
 class AtOnce:
