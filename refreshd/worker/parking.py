@@ -10,7 +10,7 @@ until the task ends: one that is in memory again is only read from it after a cr
 what its proxies did since is then done again, which is harmless.
 
 What is bounded by what: tasks in memory by `park_above` as far as proxies are away; rows that are
-being parked by PARK_ROWS; what is read back by the credit of the proxy (replay.py), of what expires by
+being parked by PARK_ROWS and what is left of a segment; what is read back by the credit of the proxy (replay.py), of what expires by
 EXPIRE_ROWS. When the store does not answer, nothing is parked, and memory fills up to
 `engine.tasks_max`; what is to be read is read later.
 
@@ -391,7 +391,7 @@ class Parking:
         """Compares with the store.
 
         After a hand-over counts include tasks that are in memory, and are too high; a group
-        that were not known here at all would never be replayed.
+        that was not known here at all would never be replayed.
         """
         self._added.clear()
         counts, plans = await self.in_thread(self._read_counts)
@@ -453,7 +453,11 @@ class Parking:
 
     def close(self) -> None:
         """Reads no more."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        # Behind the read that may be under way: with a database that does not answer, that takes seconds.
+        self._thread.submit(self._close_readers)
+        self._thread.shutdown(wait=False)
+
+    def _close_readers(self) -> None:
         for reader in self._readers.values():
             reader.close()
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from refreshd.errors import StoreError
+from refreshd.fanout import SEGMENT_TASKS
 from refreshd.shard import SERIAL_MAX
 from refreshd.store.base import ParkedTask
 from refreshd.task import Task
@@ -110,7 +111,7 @@ class Replay:
         for log_, cursor in self._link.cursors.items():
             if log_.is_replay and log_.priority == self.priority:
                 segments = log_.tail.number - cursor.segment.number
-                unread += segments * 256 + len(log_.tail.tasks) - cursor.offset
+                unread += segments * SEGMENT_TASKS + len(log_.tail.tasks) - cursor.offset
         return unread
 
     def _is_over(self) -> bool:
