@@ -10,9 +10,9 @@ until the task ends: one that is in memory again is only read from it after a cr
 what its proxies did since is then done again, which is harmless.
 
 What is bounded by what: tasks in memory by `park_above` as far as proxies are away; rows that are
-being parked by PARK_ROWS and what is left of a segment; what is read back by the credit of the proxy (replay.py), of what expires by
-EXPIRE_ROWS. When the store does not answer, nothing is parked, and memory fills up to
-`engine.tasks_max`; what is to be read is read later.
+being parked by PARK_ROWS and what is left of a segment; what is read back by the credit of the
+proxy (replay.py), of what expires by EXPIRE_ROWS. When the store does not answer, nothing is
+parked, and memory fills up to `engine.tasks_max`; what is to be read is read later.
 
 While shards move nothing is parked, and nothing brought back but what is asked for: the tasks in
 memory move, and whoever has the shards then counts what is parked.

@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pytest
 
 from tests.driver import Engine, EngineFailed, wait_until
 from tests.faults.ledger import Ledger, Load
+from tests.small_disk import fill, on_small_disk, seen_by
 
 _BIG = "http://example.com/" + "x" * 100_000
 
@@ -29,25 +28,13 @@ def ledger() -> Ledger:
     return Ledger(["p1"])
 
 
-def _unshare() -> list[str]:
-    """The command that gives a program its own mounts, root or not; empty where it is not allowed."""
-    for command in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
-        tried = subprocess.run([*command, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
-        if tried.returncode == 0:
-            return command
-    return []
-
-
 @pytest.fixture
 def full_disk_engine(ledger: Ledger) -> Iterator[Engine]:
     """An engine whose store is 16 MiB."""
-    if shutil.which("unshare") is None or not (unshare := _unshare()):
-        pytest.skip("no mount namespace allowed here")
     engine = Engine(proxies=["p1"])
     store = engine.data / "store"
     store.mkdir(parents=True)
-    mount = f'mount -t tmpfs -o size=16m tmpfs {store} && exec "$@"'
-    engine._before = [*unshare, "sh", "-c", mount, "sh"]
+    engine._before = on_small_disk(store, 16)
     with engine, engine.proxy("p1", on_effect=ledger.effect):
         yield engine
 
@@ -55,17 +42,7 @@ def full_disk_engine(ledger: Ledger) -> Iterator[Engine]:
 def _ballast(engine: Engine) -> Path:
     """A file on the engine's small disk, as seen from outside its namespace."""
     assert engine.process is not None
-    return Path(f"/proc/{engine.process.pid}/root{engine.data}/store/ballast")
-
-
-def _fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        size = 1 << 20
-        while size:
-            try:
-                file.write(b"x" * size)
-            except OSError:
-                size //= 2
+    return seen_by(engine.process.pid, engine.data / "store" / "ballast")
 
 
 def _refusals(engine: Engine, stem: str, count: int = 30) -> list[str]:
@@ -90,7 +67,7 @@ def test_a_full_disk_is_unavailable_with_the_reason_and_recovers(
     engine = full_disk_engine
     with Load(engine.address, ledger, clients=1):
         ledger.wait_for(100)
-        _fill(_ballast(engine))
+        fill(_ballast(engine))
         wait_until(lambda: any("full" in why for why in _refusals(engine, "full")), "the disk is full", 40)
         with engine.peer() as peer:
             peer.write(*[f"get_task task_id=full{i}" for i in range(30)])
@@ -220,7 +197,7 @@ def test_peers_are_answered_while_a_store_is_away(full_disk_engine: Engine) -> N
     engine = full_disk_engine
     with engine.peer() as peer:
         peer.post("before", "type=url due=4000000000")
-        _fill(_ballast(engine))
+        fill(_ballast(engine))
         wait_until(lambda: _refusals(engine, "full"), "the disk is full", 40)
         assert peer.state("before") == "pending"
         assert peer.ask("list_tasks limit=5").ok

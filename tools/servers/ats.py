@@ -5,9 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 from pathlib import Path
-from typing import Self
 
-from tools.servers.errors import ServerFailed
 from tools.servers.process import Server, find_program
 from tools.servers.waiting import free_port
 
@@ -46,7 +44,6 @@ logdir: {folder}/log.d
 cachedir: {folder}/cache
 """
 MODULES = Path("/usr/lib/trafficserver/modules")
-START_TRIES = 3
 
 
 class TrafficServer(Server):
@@ -56,22 +53,13 @@ class TrafficServer(Server):
     """
 
     name = "ats"
+    tries = 3
 
     def __init__(self, origin: str, *, storage_mb: int = 64, records: str = "") -> None:
         super().__init__()
         self._origin = origin
         self._storage_mb = storage_mb
         self._records = records
-
-    def start(self) -> Self:
-        """Like `Server.start`; tried again with another port if somebody took ours meanwhile."""
-        for tries_left in reversed(range(START_TRIES)):
-            try:
-                return super().start()
-            except ServerFailed:
-                if not tries_left:
-                    raise
-        raise AssertionError("not reached")
 
     @staticmethod
     def was_hit(via: str) -> bool:

@@ -18,7 +18,6 @@ from tools.servers.process import Server, find_program
 from tools.servers.waiting import accepts, free_port
 
 INSTALL_TIMEOUT_S = 60.0
-START_TRIES = 3
 DATABASE = "refreshd"
 USER, PASSWORD = "refreshd", "p@ss/word:1"
 # Small, and without what would only take time at the start and the stop.
@@ -45,6 +44,7 @@ class MariaDb(Server):
     """
 
     name = "mariadb"
+    tries = 3
 
     def __init__(self, *, template: Path | None = None, settings: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -65,19 +65,14 @@ class MariaDb(Server):
         """As `url`, of a database that `make_database` made."""
         return f"mysql://{USER}:p%40ss%2Fword%3A1@{self.address}/{database}{options and '?' + options}"
 
+    def _prepare(self) -> None:
+        self.port = free_port()
+
     def start(self) -> Self:
-        """Like `Server.start`; tried again with another port if somebody took ours meanwhile."""
-        for tries_left in reversed(range(START_TRIES)):
-            self.port = free_port()
-            try:
-                super().start()
-            except ServerFailed:
-                if not tries_left:
-                    raise
-            else:
-                self.make_database(DATABASE)
-                return self
-        raise AssertionError("not reached")
+        """See `Server.start`."""
+        super().start()
+        self.make_database(DATABASE)
+        return self
 
     def make_database(self, name: str) -> None:
         """A database that the user may do everything in."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 from pathlib import Path
-from typing import Self
 
-from tools.servers.errors import ServerFailed
 from tools.servers.process import Server, find_program
 from tools.servers.waiting import free_port
 
@@ -56,7 +54,6 @@ http {{
     }}
 }}
 """
-START_TRIES = 3
 
 
 class Nginx(Server):
@@ -66,6 +63,7 @@ class Nginx(Server):
     """
 
     name = "nginx"
+    tries = 3
 
     def __init__(
         self,
@@ -90,16 +88,6 @@ class Nginx(Server):
             "path_more": path_more,
             "log_level": log_level,
         }
-
-    def start(self) -> Self:
-        """Like `Server.start`; tried again with another port if somebody took ours meanwhile."""
-        for tries_left in reversed(range(START_TRIES)):
-            try:
-                return super().start()
-            except ServerFailed:
-                if not tries_left:
-                    raise
-        raise AssertionError("not reached")
 
     @property
     def cache(self) -> Path:

@@ -52,6 +52,8 @@ class Server:
     """
 
     name = "server"
+    tries = 1
+    """How often it is started. 3 where the kernel cannot pick its port: somebody may take ours meanwhile."""
 
     def __init__(self) -> None:
         self.folder = Path()
@@ -72,14 +74,28 @@ class Server:
 
     def start(self) -> Self:
         """Runs the server and waits until it serves. Raises: ServerFailed."""
+        for tries_left in reversed(range(self.tries)):
+            try:
+                self._start()
+            except ServerFailed:
+                if not tries_left:
+                    raise
+            else:
+                break
+        return self
+
+    def _start(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=f"refreshd-{self.name}-"))
         try:
+            self._prepare()
             self.run()
             self._wait_ready()
         except BaseException:
             self.stop()
             raise
-        return self
+
+    def _prepare(self) -> None:
+        """What is to be done once before each try."""
 
     def stop(self) -> None:
         """Ends the server and removes its folder; harmless when repeated."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import signal
-from typing import Self
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tools.servers.errors import ServerFailed
 from tools.servers.process import Server, find_program
 from tools.servers.waiting import free_port
 
-START_TRIES = 3
 TIMEOUT_S = 5.0
 
 
@@ -24,6 +21,7 @@ class RedisServer(Server):
     """
 
     name = "redis"
+    tries = 3
 
     def __init__(self, *, settings: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -48,16 +46,8 @@ class RedisServer(Server):
             )
         return self._client
 
-    def start(self) -> Self:
-        """Like `Server.start`; tried again with another port if somebody took ours meanwhile."""
-        for tries_left in reversed(range(START_TRIES)):
-            self.port = free_port()
-            try:
-                return super().start()
-            except ServerFailed:
-                if not tries_left:
-                    raise
-        raise AssertionError("not reached")
+    def _prepare(self) -> None:
+        self.port = free_port()
 
     def stop(self) -> None:
         """See `Server.stop`."""

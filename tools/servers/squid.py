@@ -5,9 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 from pathlib import Path
-from typing import Self
 
-from tools.servers.errors import ServerFailed
 from tools.servers.process import Server, find_program
 from tools.servers.waiting import free_port
 
@@ -34,7 +32,6 @@ dns_nameservers 127.0.0.1
 max_filedescriptors 1024
 shutdown_lifetime 0 seconds
 """
-START_TRIES = 3
 # Squid keeps segments here while it runs, named after its service; they stay when it is killed.
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where POSIX shared memory is)
 
@@ -47,6 +44,7 @@ class Squid(Server):
     """
 
     name = "squid"
+    tries = 3
 
     def __init__(
         self, origin: str, *, storage_mb: int = 64, access: str | None = None, more: str = ""
@@ -56,16 +54,6 @@ class Squid(Server):
         self._storage_mb = storage_mb
         self._access = SHIPPED.read_text() if access is None else access
         self._more = more
-
-    def start(self) -> Self:
-        """Like `Server.start`; tried again with another port if somebody took ours meanwhile."""
-        for tries_left in reversed(range(START_TRIES)):
-            try:
-                return super().start()
-            except ServerFailed:
-                if not tries_left:
-                    raise
-        raise AssertionError("not reached")
 
     def stop(self) -> None:
         """Like `Server.stop`."""
