@@ -15,6 +15,8 @@ from proxyd.settings import LIST_SECTIONS, TABLE, Reload, Setting
 
 # A configuration may list 64 engines, and all may change at once; the log line stays a line.
 SHOWN_MAX_CHARS = 200
+UNSHOWN = frozenset({"secret_file", "variants"})
+"""Secrets, and headers, of which one may be."""
 
 
 class Change(NamedTuple):
@@ -40,7 +42,7 @@ def compare(old: AgentConfig, new: AgentConfig) -> list[Change]:
 def _compare_row(row: Setting, old: AgentConfig, new: AgentConfig) -> Iterator[Change]:
     was, now = _value(row, old), _value(row, new)
     if was != now:
-        text = "it is another" if row.key == "secret_file" else f"{_shown(was)} → {_shown(now)}"
+        text = "it is another" if row.key in UNSHOWN else f"{_shown(was)} → {_shown(now)}"
         yield Change(f"{row.section}.{row.key}", row.reload, text)
 
 

@@ -50,7 +50,7 @@ class CacheConfig(msgspec.Struct, frozen=True):
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
-    """[fast] or [slow]; times in seconds."""
+    """[fast], and of [slow] what it has in common with that; times in seconds."""
 
     connections: int
     connect_timeout_s: float
@@ -58,6 +58,20 @@ class LaneConfig(msgspec.Struct, frozen=True):
     whole_timeout_s: float
     patience_s: float
     depth: int = 1
+
+
+class SlowConfig(LaneConfig, frozen=True, kw_only=True):
+    """[slow]; see `PrefetchLimits`."""
+
+    per_host: int
+    bytes_per_s: int
+    host_bytes_per_s: int
+    range_bytes: int
+    variants: tuple[tuple[tuple[str, str], ...], ...]
+    skip_hits: bool
+    playlists: bool
+    playlist_max: int
+    follow_hosts: bool
 
 
 class AgentConfig(msgspec.Struct, frozen=True):
@@ -80,7 +94,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     drop_after_s: int
     log_level: str
     fast: LaneConfig
-    slow: LaneConfig
+    slow: SlowConfig
     caches: list[CacheConfig]
 
 
@@ -146,7 +160,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         drop_after_s=agent["drop_after_s"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
-        slow=LaneConfig(**values["slow"]),
+        slow=_slow(values["slow"]),
         caches=[
             CacheConfig(
                 row["name"], row["kind"], _address(row["address"]), row["requests"], _files(row), row["purge"]
@@ -154,6 +168,11 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
             for row in caches
         ],
     )
+
+
+def _slow(values: dict[str, Any]) -> SlowConfig:
+    variants = tuple(tuple(variant.items()) for variant in values["variants"])
+    return SlowConfig(**{**values, "variants": variants})
 
 
 def _files(row: dict[str, Any]) -> NginxFiles | None:

@@ -15,12 +15,15 @@ import msgspec
 
 from proxyd.caches import KINDS, CacheKind, kind_of
 from proxyd.caches.nginx_files import NginxFolder
-from proxyd.config import AgentConfig, CacheConfig, LaneConfig
+from proxyd.config import AgentConfig, CacheConfig, LaneConfig, SlowConfig
 from proxyd.connection import Limits
 from proxyd.dispatch import Lanes
 from proxyd.lane_client import LaneClient
 from proxyd.local import LocalClient
 from proxyd.pipeline import CacheClient, Ended
+from proxyd.prefetch.buckets import Bucket
+from proxyd.prefetch.client import PrefetchClient
+from proxyd.prefetch.limits import PrefetchLimits
 from proxyd.replay import Replay
 from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
@@ -37,6 +40,8 @@ class Caches:
         self._leave_s = leave_s
         self._in_use: dict[CacheConfig, Lanes] = {}
         self._leaving: dict[asyncio.Task[None], Lanes] = {}
+        self.budget = Bucket()
+        """What prefetches may bring at all caches together: this agent's part of the fleet's."""
 
     @property
     def in_use(self) -> tuple[Lanes, ...]:
@@ -50,7 +55,7 @@ class Caches:
 
     def apply(self, config: AgentConfig) -> None:
         """Makes, keeps and lets go of lanes; those that are kept get the limits that hold now."""
-        slow = _limits(config.slow, streaming=True)
+        slow = _slow_limits(config.slow)
         before, self._in_use = self._in_use, {}
         for cache in config.caches:
             lanes = before.pop(cache, None)
@@ -75,7 +80,9 @@ class Caches:
             quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended)
         else:
             quick = CacheClient(cache.name, *cache.address, fast, self._ended)
-        long = CacheClient(cache.name, *cache.address, slow, self._ended)
+        long = PrefetchClient(
+            cache.name, *cache.address, slow, self._ended, kind=cache.kind, budget=self.budget
+        )
         return Lanes(cache.name, kind, quick, long, Replay(quick, long))
 
     async def _let_go(self, lanes: Lanes) -> None:
@@ -118,6 +125,24 @@ def _fast_limits(lane: LaneConfig, kind: CacheKind) -> Limits:
         return limits
     # Behind a large object the next one would wait, and be blamed for it.
     return msgspec.structs.replace(limits, depth=1, until_closed=True)
+
+
+def _slow_limits(lane: SlowConfig) -> PrefetchLimits:
+    variants = tuple(
+        tuple((name.encode(), value.encode()) for name, value in variant) for variant in lane.variants
+    )
+    return PrefetchLimits(
+        **msgspec.structs.asdict(_limits(lane, streaming=True)),
+        per_host=lane.per_host,
+        bytes_per_s=lane.bytes_per_s,
+        host_bytes_per_s=lane.host_bytes_per_s,
+        range_bytes=lane.range_bytes,
+        variants=variants,
+        skip_hits=lane.skip_hits,
+        playlists=lane.playlists,
+        playlist_max=lane.playlist_max,
+        follow_hosts=lane.follow_hosts,
+    )
 
 
 def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:

@@ -17,9 +17,17 @@ from proxyd.caches.nginx_key import DEFAULT_KEY
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
 # More engines or caches than any point of presence has; each costs connections.
 LIST_MAX = 64
+_OWN_HEADERS = frozenset({"host", "range", "cache-control"})
+"""Of a prefetch."""
 
 # What the wire takes: a year.
 DROP_AFTER_MAX_S = 366 * 86_400
+
+# 10 Tbit/s.
+RATE_MAX = 1 << 40
+RANGE_MAX_BYTES = 1 << 40
+# The classes of visitors of a site; each is a fetch more.
+VARIANTS_MAX = 16
 
 REQUIRED = object()
 """In place of a default."""
@@ -100,6 +108,20 @@ def _levels_fault(value: Any) -> str | None:
     return None if fine else f"{value!r} is not one to three of 1 and 2 with : between, as levels= has it"
 
 
+def _variants_fault(value: Any) -> str | None:
+    if len(value) > VARIANTS_MAX:
+        return f"got {len(value)} variants, wanted at most {VARIANTS_MAX}"
+    for variant in value:
+        if not isinstance(variant, dict) or not variant:
+            return f'got {variant!r}, wanted {{ NAME = "value" }}'
+        if fault := http.headers_fault(variant):
+            return fault
+        for name in variant:
+            if name.lower() in _OWN_HEADERS:
+                return f"{name} is the agent's to set; take it out"
+    return None
+
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -175,6 +197,24 @@ TABLE: tuple[Setting, ...] = (
     _seconds("slow", "whole_timeout_s", 300.0, 0.1, 86_400, "longest time for one object"),
     _seconds("slow", "patience_s", 5.0, 0, 3600,
              "how long what waits may wait for a cache that is out of reach, before it fails"),
+    # Half of the connections: an origin that is slow leaves the other half to the others.
+    _number("slow", "per_host", 4, 1, 256, "prefetches in flight for one origin host, at each cache"),
+    _number("slow", "bytes_per_s", 0, 0, RATE_MAX, "what is read from each cache at the most; 0: no bound"),
+    _number("slow", "host_bytes_per_s", 0, 0, RATE_MAX,
+            "what is read of one origin host at each cache at the most; 0: no bound"),
+    _number("slow", "range_bytes", 0, 0, RANGE_MAX_BYTES,
+            "objects are asked for in ranges of so many bytes, for caches that keep slices; 0: whole"),
+    Setting("slow", "variants", list, [], f"at most {VARIANTS_MAX} of {{ NAME = \"value\" }}",
+            "header sets, each of which is warmed where `Vary` says that it makes a difference; none: what a "
+            "prefetch has by itself", _variants_fault),
+    Setting("slow", "skip_hits", bool, True, "true or false",
+            "whether what the cache says it has is passed over, as far as that spares anything", _any),
+    Setting("slow", "playlists", bool, True, "true or false",
+            "whether what an HLS or DASH playlist names is warmed, too", _any),
+    _number("slow", "playlist_max", 10_000, 1, 1_000_000,
+            "how much of that, a target; what is beyond is left out, and the target fails"),
+    Setting("slow", "follow_hosts", bool, False, "true or false",
+            "whether what a playlist names at other hosts than its own is warmed, too", _any),
     Setting("cache", "name", str, REQUIRED, _NAME_WANTED, "the cache's name in reports", _name_fault,
             Reload.COMES_AND_GOES),
     Setting("cache", "kind", str, REQUIRED, ", ".join(KINDS), "what it is", _kind_fault,

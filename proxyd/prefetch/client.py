@@ -1,0 +1,464 @@
+"""The slow lane of one cache: what is prefetched, through which connection, and when.
+
+`PrefetchClient` takes the place that a `CacheClient` has in the fast lane, behind the same face
+(`LaneClient`). There is no task and no timer a target: connections ask for the next request when they have an
+answer, and two timers a client look for what is overdue and for what may be read again.
+
+What goes first: of the highest priority that may go, what belongs to targets that have begun, then what has
+not. A host that is at `per_host`, or owes for what it brought (`host_bytes_per_s`), is passed over.
+
+What is held is bounded: targets that wait, by who fills the queue (`dispatch.py`); of those that have begun,
+as many as have something in flight, and `TREES_MAX` whose playlists are read, each with at most `WINDOW`
+requests.
+
+Cost: see "Measured" in docs/agent.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+
+from proxyd.backoff import Backoff
+from proxyd.blame import TRIES_MAX, Death
+from proxyd.connection import Limits
+from proxyd.pipeline import CONNECT_BACKOFF_CAP_S, CONNECT_BACKOFF_FIRST_S, SWEEP_S, Ended
+from proxyd.prefetch.buckets import Bucket
+from proxyd.prefetch.connection import Connection
+from proxyd.prefetch.heads import Head
+from proxyd.prefetch.hosts import HostGate, HostQueue
+from proxyd.prefetch.job import Job
+from proxyd.prefetch.limits import limits_of
+from proxyd.prefetch.resource import Resource
+from proxyd.queues import Queue
+from proxyd.tasks import Exchange
+
+# The buffer that bodies are read into: larger ones leave the processor's cache, smaller ones cost more reads.
+BUFFER_BYTES = 128 * 1024
+# How often it is looked whether a debt is paid off: as long as a round of reads lasts.
+PACE_S = 0.02
+# Beyond it nothing new is begun until one has ended. Each holds 4 MiB of playlists at the most.
+TREES_MAX = 16
+
+
+class PrefetchClient:
+    """Fetches through one cache and tells `ended(exchange, error)` for each exchange, once.
+
+    `kind` is the cache's; `budget` bounds the bytes of all caches of this agent together.
+    """
+
+    def __init__(
+        self, name: str, host: str, port: int, limits: Limits, ended: Ended, *, kind: str, budget: Bucket
+    ) -> None:
+        self.name = name
+        self.limits = limits
+        self._how = how = limits_of(limits)
+        self._kind = kind
+        self._host = host
+        self._port = port
+        self._ended = ended
+        self._loop = asyncio.get_running_loop()
+        self._fresh: HostQueue[Exchange] = HostQueue(_host_of)
+        self.queue: Queue[Exchange] = self._fresh
+        self._begun: HostQueue[Resource] = HostQueue(lambda resource: resource.host)
+        self._alone: deque[tuple[Resource, Bucket]] = deque()
+        """What found no answer once: it is tried on a fresh connection."""
+        self._jobs: dict[Job, None] = {}
+        self._trees = 0
+        self._gate = HostGate(how.per_host, how.host_bytes_per_s)
+        self._bucket = Bucket(how.bytes_per_s)
+        self._budget = budget
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._open: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._held: list[Connection] = []
+        self._connecting = 0
+        self._connects: set[asyncio.Task[None]] = set()
+        self._backoff = Backoff(CONNECT_BACKOFF_FIRST_S, CONNECT_BACKOFF_CAP_S)
+        self._not_before = 0.0
+        self._trouble_since: float | None = None
+        self._trouble = ""
+        self._pump_due = False
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._pace_timer: asyncio.TimerHandle | None = None
+        self._now = self._loop.time()
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Exchanges that are not begun."""
+        return len(self._fresh)
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges that are begun and have not ended."""
+        return len(self._jobs)
+
+    @property
+    def _there(self) -> int:
+        """Connections that are up or soon will be."""
+        return len(self._open) + self._connecting
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._fresh or self._begun or self._alone)
+
+    def put(self, exchange: Exchange, priority: int) -> None:
+        """Takes an exchange; it is begun at the end of this turn of the loop or when there is room."""
+        self._fresh.put(exchange, priority)
+        self._pump_soon()
+
+    def set_limits(self, limits: Limits) -> None:
+        """From now on other limits hold; what has begun goes on as it began."""
+        self.limits = limits
+        self._how = how = limits_of(limits)
+        now = self._now = self._loop.time()
+        self._gate.set_bounds(how.per_host, how.host_bytes_per_s, now)
+        self._bucket.set_rate(how.bytes_per_s, now)
+        self._recall_all()
+        for number, connection in enumerate(list(self._open)):
+            connection.limits = limits
+            connection.surplus = number >= limits.connections
+            if connection.surplus and connection.resource is None:
+                self._drop(connection)
+        self._pump_soon()
+
+    def unended(self) -> Iterator[Exchange]:
+        """What was put in and has not ended."""
+        for job in self._jobs:
+            yield job.exchange
+        yield from self._fresh
+
+    def give_up(self, error: str) -> None:
+        """Ends everything that has not ended with this error, and closes."""
+        left = list(self.unended())
+        self.close()
+        for exchange in left:
+            self._ended(exchange, self._named(error))
+
+    def close(self) -> None:
+        """Drops everything at once; nothing more is told of what was not ended."""
+        self._closed = True
+        for timer in (self._sweep_timer, self._pace_timer):
+            if timer is not None:
+                timer.cancel()
+        for task in self._connects:
+            task.cancel()
+        for connection in self._open:
+            connection.abandon()
+        self._open.clear()
+
+    def __repr__(self) -> str:
+        return (
+            f"<PrefetchClient {self.name} {len(self._open)} open, {self._connecting} connecting, "
+            f"{self.in_flight} begun, {self.waiting} waiting>"
+        )
+
+    # ── what goes next ────────────────────────────────────────────────────────────────────
+
+    def _pump_soon(self) -> None:
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Gives idle connections something to do, and opens more where that is not enough."""
+        self._pump_due = False
+        if self._closed or not self._has_work:
+            return
+        self._now = self._loop.time()
+        self._pump_alone()
+        while self._idle and (resource := self._next()) is not None:
+            self._send(self._idle.pop(), resource)
+        if self._sweep_timer is None:
+            self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
+        self._open_more()
+
+    def _pump_alone(self) -> None:
+        """What is tried alone goes on fresh connections; where there is no room for one, an old one goes."""
+        fresh = [connection for connection in self._idle if not connection.answered]
+        while self._alone and fresh:
+            connection = fresh.pop()
+            self._idle.remove(connection)
+            resource, bucket = self._alone.popleft()
+            connection.begin(resource, self._buckets(bucket), self._now)
+        if self._alone and self._idle and self._there >= self.limits.connections:
+            self._drop(self._idle[-1])
+
+    def _next(self) -> Resource | None:
+        """What goes next, taken out of its queue; None if nothing may go now."""
+        begun, fresh = self._begun, self._fresh
+        while True:
+            if self._in_debt:
+                self._pace_soon()
+                return None
+            low = begun.top(self._has_room) if begun else -1
+            top = fresh.top(self._has_room) if self._trees < TREES_MAX else -1
+            if low < 0 and top < 0:
+                if self._how.host_bytes_per_s and (begun or fresh):
+                    self._pace_soon()
+                return None
+            if low >= top:
+                resource = begun.pop(low)
+                if not resource.job.over:
+                    return resource
+                continue
+            exchange = fresh.pop(top)
+            if exchange.task.expires_at > self._now:
+                job = Job(exchange, self._kind, self._how, self._now)
+                self._jobs[job] = None
+                return job.root
+            self._ended(exchange, "its ttl ended before it was begun")
+
+    @property
+    def _in_debt(self) -> bool:
+        now = self._now
+        return bool(self._bucket.wait_s(now) or self._budget.wait_s(now))
+
+    def _has_room(self, host: bytes) -> bool:
+        return self._gate.has_room(host, self._now)
+
+    def _send(self, connection: Connection, resource: Resource) -> None:
+        connection.begin(resource, self._buckets(self._gate.begin(resource.host)), self._now)
+
+    def _buckets(self, host: Bucket) -> tuple[Bucket, ...]:
+        if not (host.rate or self._bucket.rate or self._budget.rate):
+            return ()
+        return (self._bucket, self._budget, host)
+
+    def _open_more(self) -> None:
+        limits = self.limits
+        if self._now < self._not_before:
+            return
+        # What may go now; what waits for its host's turn needs no connection.
+        may_go = len(self._alone)
+        if not self._in_debt and not self._idle:
+            may_go += len(self._begun) if self._begun.top(self._has_room) >= 0 else 0
+            may_go += len(self._fresh) if self._fresh.top(self._has_room) >= 0 else 0
+        there = self._there
+        wanted = min(limits.connections, there + may_go - self._connecting)
+        if self._trouble_since is not None:
+            # A cache in trouble is asked with one connection at a time.
+            wanted = min(wanted, max(there, 1))
+        for _ in range(wanted - there):
+            self._connecting += 1
+            task = self._loop.create_task(self._connect())
+            self._connects.add(task)
+            task.add_done_callback(self._connects.discard)
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout_s):
+                await self._loop.create_connection(
+                    lambda: Connection(self, self._loop, self._buffer), self._host, self._port
+                )
+        except TimeoutError:
+            self._note_trouble(f"no connection within {self.limits.connect_timeout_s:g} s", backoff=True)
+        except OSError as error:
+            self._note_trouble(f"cannot connect: {error.strerror or error}", backoff=True)
+        except asyncio.CancelledError:
+            self._closed = True
+            raise
+        finally:
+            self._connecting -= 1
+        self._pump()
+
+    # ── what connections tell ─────────────────────────────────────────────────────────────
+
+    def opened(self, connection: Connection) -> None:
+        """A connection is up."""
+        if self._closed or len(self._open) >= self.limits.connections:
+            connection.abandon()
+            return
+        self._open.add(connection)
+        self._idle.append(connection)
+
+    def answered(self, connection: Connection, resource: Resource, head: Head, size_bytes: int) -> None:
+        """An answer is whole, or as much of it as was wanted."""
+        self._now = self._loop.time()
+        self._trouble_since = None
+        if connection.answered == 1:
+            self._backoff.reset()
+            self._not_before = 0.0
+        self._leave_host(resource.host)
+        job = resource.job
+        if not resource.answered(head, size_bytes, job.exchange.deed):
+            self._resource_ended(resource)
+        elif not job.over:
+            self._begun.put(resource, job.exchange.task.head.priority)
+        if self._closed:
+            return
+        if connection.closing or connection.surplus:
+            self._drop(connection)
+            if self._has_work:
+                self._pump_soon()
+        elif self._alone:
+            self._idle.append(connection)
+            self._pump_soon()
+        elif (after := self._next()) is not None:
+            self._send(connection, after)
+            if self._there < self.limits.connections:
+                self._open_more()
+        else:
+            self._idle.append(connection)
+
+    def died(self, connection: Connection, death: Death) -> None:
+        """A connection is gone; what was on it is tried again or has failed."""
+        if self._closed or connection not in self._open:
+            return
+        resource, connection.resource = connection.resource, None
+        if connection.answered == 0 and (resource is not None or self._has_work):
+            self._note_trouble(death.value, backoff=True)
+        buckets = connection.buckets
+        self._forget(connection)
+        self._now = self._loop.time()
+        if resource is not None:
+            resource.tries += 1
+            if resource.tries < TRIES_MAX and not resource.job.over:
+                # It keeps its place among its host's.
+                self._alone.append((resource, buckets[-1] if buckets else Bucket()))
+            else:
+                self._leave_host(resource.host)
+                resource.error = death.value
+                self._resource_ended(resource)
+        if self._has_work:
+            self._pump_soon()
+
+    def held(self, connection: Connection) -> None:
+        """A connection is not read until its buckets are out of debt."""
+        self._held.append(connection)
+        self._pace_soon()
+
+    def _drop(self, connection: Connection) -> None:
+        """Ends a connection that has nothing in flight."""
+        self._forget(connection)
+        connection.retire()
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if connection.held_at:
+            self._held.remove(connection)
+
+    def _leave_host(self, host: bytes) -> None:
+        self._gate.end(host)
+        self._begun.recall(host)
+        self._fresh.recall(host)
+
+    def _recall_all(self) -> None:
+        for host in {*self._begun.aside, *self._fresh.aside}:
+            self._begun.recall(host)
+            self._fresh.recall(host)
+
+    # ── jobs ──────────────────────────────────────────────────────────────────────────────
+
+    def _resource_ended(self, resource: Resource) -> None:
+        job = resource.job
+        if job.over:
+            return
+        was_tree = job.tree is not None
+        job.ended(resource)
+        if job.tree is None:
+            self._end_job(job)
+            return
+        self._trees += not was_tree
+        self._feed(job)
+
+    def _feed(self, job: Job) -> None:
+        """Begins what a playlist names, as far as there is room."""
+        if job.over or self._closed:
+            return
+        task = job.exchange.task
+        if task.expires_at <= self._loop.time():
+            job.stop("its ttl ended")
+        for resource in job.feed():
+            self._begun.put(resource, task.head.priority)
+        if job.finished:
+            self._end_job(job)
+        elif job.hungry:
+            self._loop.call_soon(self._feed, job)
+        self._pump_soon()
+
+    def _end_job(self, job: Job, error: str | None = None) -> None:
+        job.over = True
+        del self._jobs[job]
+        if job.tree is not None:
+            self._trees -= 1
+            job.tree.stop()
+        exchange = job.exchange
+        evidence = exchange.prove(self.name)
+        if evidence is not None:
+            job.prove(evidence, self._now)
+        error = error or job.outcome
+        self._ended(exchange, None if error is None else self._named(error))
+
+    def _named(self, error: str) -> str:
+        return f"cache {self.name}: {error}"
+
+    # ── trouble and time ──────────────────────────────────────────────────────────────────
+
+    def _note_trouble(self, what: str, *, backoff: bool) -> None:
+        now = self._loop.time()
+        if self._trouble_since is None:
+            self._trouble_since = now
+        self._trouble = what
+        if backoff:
+            self._not_before = now + self._backoff.next_s()
+
+    def _sweep(self) -> None:
+        """Ends what is overdue; runs while there is anything that could be."""
+        self._sweep_timer = None
+        now = self._now = self._loop.time()
+        for connection in list(self._open):
+            if connection.is_overdue(now):
+                connection.kill(Death.SILENT)
+        if self._trouble_since is not None and now - self._trouble_since > self.limits.patience_s:
+            self._fail_waiting()
+        self._gate.sweep(now)
+        if self._has_work or self._jobs:
+            self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
+            if self._has_work:
+                self._pump_soon()
+
+    def _fail_waiting(self) -> None:
+        error = f"out of reach for {self.limits.patience_s:g} s: {self._trouble}"
+        for resource, _ in self._alone:
+            self._leave_host(resource.host)
+        waiting = [*(resource for resource, _ in self._alone), *self._begun.take(len(self._begun))]
+        self._alone.clear()
+        exchanges = self._fresh.take(len(self._fresh))
+        for job in dict.fromkeys(resource.job for resource in waiting):
+            if not job.over:
+                self._end_job(job, error)
+        for exchange in exchanges:
+            self._ended(exchange, self._named(error))
+
+    def _pace_soon(self) -> None:
+        if self._pace_timer is None and not self._closed:
+            self._pace_timer = self._loop.call_later(PACE_S, self._pace)
+
+    def _pace(self) -> None:
+        """Reads again what is out of debt; runs while anything is held, or waits to be out of it."""
+        self._pace_timer = None
+        now = self._now = self._loop.time()
+        for host in self._gate.sweep(now):
+            self._begun.recall(host)
+            self._fresh.recall(host)
+        held, self._held = self._held, []
+        for connection in held:
+            if connection.owes(now):
+                self._held.append(connection)
+            else:
+                connection.go_on(now)
+        if self._held:
+            self._pace_soon()
+        if self._has_work:
+            self._pump_soon()
+
+
+def _host_of(exchange: Exchange) -> bytes:
+    """The host of a target that `split_target` takes: between the second slash and what follows it."""
+    host = exchange.target.split(b"/", 3)[2]
+    return host if b"?" not in host else host.partition(b"?")[0]
