@@ -201,7 +201,7 @@ class PrefetchClient:
                 return None
             if low >= top:
                 resource = begun.pop(low)
-                if not resource.job.over:
+                if self._may_go_on(resource):
                     return resource
                 continue
             exchange = fresh.pop(top)
@@ -210,6 +210,17 @@ class PrefetchClient:
                 self._jobs[job] = None
                 return job.root
             self._ended(exchange, "its ttl ended before it was begun")
+
+    def _may_go_on(self, resource: Resource) -> bool:
+        """Whether what was begun is still wanted; ends it if not."""
+        job = resource.job
+        if job.over:
+            return False
+        if job.exchange.task.expires_at > self._now:
+            return True
+        job.stop("its ttl ended")
+        self._resource_ended(resource)
+        return False
 
     @property
     def _in_debt(self) -> bool:
@@ -371,7 +382,7 @@ class PrefetchClient:
         if job.over or self._closed:
             return
         task = job.exchange.task
-        if task.expires_at <= self._loop.time():
+        if task.expires_at <= self._now and not job.finished:
             job.stop("its ttl ended")
         for resource in job.feed():
             self._begun.put(resource, task.head.priority)

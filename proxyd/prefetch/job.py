@@ -94,10 +94,10 @@ class Job:
         return not self.open and (self.tree is None or self.tree.exhausted)
 
     def stop(self, why: str) -> None:
-        """What its playlists name and has not begun is not begun."""
-        if self.tree is not None and not self.tree.exhausted:
+        """What of it has not begun is not begun."""
+        if self.tree is not None:
             self.tree.stop()
-            self.error = f"{why} when {self.tree.children} that its playlist names had begun"
+        self.error = self.error or f"{why} before all of it was begun"
 
     @property
     def outcome(self) -> str | None:
