@@ -190,11 +190,11 @@ class PrefetchClient:
         """What goes next, taken out of its queue; None if nothing may go now."""
         begun, fresh = self._begun, self._fresh
         while True:
-            if self._in_debt:
+            if self._bounded and self._in_debt:
                 self._pace_soon()
                 return None
             low = begun.top(self._has_room) if begun else -1
-            top = fresh.top(self._has_room) if self._trees < TREES_MAX else -1
+            top = fresh.top(self._has_room) if fresh and self._trees < TREES_MAX else -1
             if low < 0 and top < 0:
                 if self._how.host_bytes_per_s and (begun or fresh):
                     self._pace_soon()
@@ -221,6 +221,10 @@ class PrefetchClient:
         job.stop("its ttl ended")
         self._resource_ended(resource)
         return False
+
+    @property
+    def _bounded(self) -> bool:
+        return bool(self._bucket.rate or self._budget.rate)
 
     @property
     def _in_debt(self) -> bool:

@@ -14,7 +14,7 @@ import httptools
 from proxyd.blame import Death
 from proxyd.connection import Limits
 from proxyd.prefetch.buckets import Bucket
-from proxyd.prefetch.heads import WANTED, Fields, Head
+from proxyd.prefetch.heads import Head, cut_head
 from proxyd.prefetch.hits import DRAIN_MAX_BYTES
 from proxyd.prefetch.resource import Look, Resource
 
@@ -44,9 +44,9 @@ class Connection(asyncio.BufferedProtocol):
     """One connection; a `resource` is in flight on it, or it is idle."""
 
     __slots__ = (
-        "_buffer", "_client", "_collects", "_done", "_fields", "_head", "_look", "_loop", "_parser",
-        "_quiet_bytes", "_size_bytes", "_spoilt", "_transport", "answered", "buckets", "closing", "death",
-        "held_at", "limits", "progress_at", "resource", "surplus",
+        "_buffer", "_client", "_collects", "_done", "_head", "_interim", "_look", "_loop", "_parser",
+        "_quiet_bytes", "_raw", "_size_bytes", "_spoilt", "_transport", "answered", "buckets", "closing",
+        "death", "held_at", "limits", "progress_at", "resource", "surplus",
     )  # fmt: skip
 
     def __init__(self, client: Client, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
@@ -70,7 +70,9 @@ class Connection(asyncio.BufferedProtocol):
         self._reset()
 
     def _reset(self) -> None:
-        self._fields: Fields = {}
+        self._raw = b""
+        """What came of an answer, until its head is whole."""
+        self._interim = 0
         self._head: Head | None = None
         self._look = Look.STREAM
         self._collects = False
@@ -104,8 +106,12 @@ class Connection(asyncio.BufferedProtocol):
             self.kill(Death.GARBAGE)
             return
         size_before = self._size_bytes
+        data = self._buffer[:nbytes]
+        if self._head is None:
+            # (An answer whose head is longer is ended below.)
+            self._raw += data[:HEAD_MAX_BYTES]
         try:
-            self._parser.feed_data(self._buffer[:nbytes])
+            self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._spoilt = True
         if self._spoilt:
@@ -133,22 +139,16 @@ class Connection(asyncio.BufferedProtocol):
         length = head.length
         return length is None or length - self._size_bytes > DRAIN_MAX_BYTES
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: a field of a head (or of a trailer, which comes too late)."""
-        name = name.lower()
-        if name in WANTED and self._head is None:
-            before = self._fields.get(name)
-            self._fields[name] = value if before is None else before + b", " + value
-
     def on_headers_complete(self) -> None:
         """httptools: a head is whole. Interim answers (1xx) are not the answer."""
         status = self._parser.get_status_code()
         if self._done or self.resource is None:
             self._spoilt = True
         elif status < 200:
-            self._fields = {}
+            self._interim += 1
         else:
-            self._head = head = Head(status, self._fields)
+            self._head = head = Head(status, cut_head(self._raw, self._interim))
+            self._raw = b""
             self._look = look = self.resource.look(head)
             self._collects = look is Look.READ
             if look is Look.NONE:

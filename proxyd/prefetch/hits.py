@@ -29,14 +29,13 @@ _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 def is_hit(kind: str, head: Head) -> bool:
     """Whether the answer says that the cache had it."""
-    fields = head.fields
     if kind == "varnish":
         # The second number is that of the request that has fetched it.
-        return bool(_TWO_IDS(fields.get(b"x-varnish", b"")))
-    if b"cache-status" in fields:
-        last = _QUOTED.sub(b"", fields[b"cache-status"]).rpartition(b",")[2]
+        return bool(_TWO_IDS(head.get(b"x-varnish")))
+    if status := head.get(b"cache-status"):
+        last = _QUOTED.sub(b"", status).rpartition(b",")[2]
         return bool(_STATUS_HIT(last))
-    marks = [fields[name] for name in (b"x-cache", b"x-cache-status") if name in fields]
+    marks = [value for name in (b"x-cache", b"x-cache-status") if (value := head.get(name))]
     return bool(marks) and all(_HIT(word.strip()) for mark in marks for word in mark.split(b","))
 
 

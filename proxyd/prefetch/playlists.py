@@ -5,6 +5,7 @@ A playlist is told by its Content-Type, or by its path (`.m3u8`, `.mpd`) where t
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,6 @@ import cramjam
 from proxyd.errors import BadTarget
 from proxyd.prefetch import dash, hls
 from proxyd.prefetch.errors import BadPlaylist
-from proxyd.prefetch.heads import Head
 from proxyd.prefetch.urls import Elsewhere, resolve
 
 Address = tuple[bytes, bytes]
@@ -38,12 +38,18 @@ _VAGUE_TYPES = frozenset(
 )
 
 
-def kind_of(head: Head, path: bytes) -> str:
+@functools.lru_cache(256)
+def _kind_of_type(content_type: bytes) -> str | None:
+    """`hls`, `dash`, empty for another type, or None where it says nothing."""
+    plain = content_type.partition(b";")[0].strip().lower()
+    return None if plain in _VAGUE_TYPES else _TYPES.get(plain, "")
+
+
+def kind_of(content_type: bytes, path: bytes) -> str:
     """`hls`, `dash`, or empty for all that is no playlist."""
-    content_type = head.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    kind = _TYPES.get(content_type, "")
-    if kind or content_type not in _VAGUE_TYPES:
-        return kind
+    kind = _kind_of_type(content_type)
+    if kind is not None or b".m" not in path.lower():
+        return kind or ""
     plain = path.partition(b"?")[0].lower()
     return next((kind for ending, kind in _ENDINGS.items() if plain.endswith(ending)), "")
 

@@ -107,15 +107,16 @@ class Resource:
         if self._probing:
             return Look.NONE
         limits = self._limits
+        head.hit = is_hit(self._kind, head)
         if limits.playlists and 200 <= head.status < 300 and self._is_first_variant:
-            self.playlist = self.playlist or kind_of(head, self.path)
+            self.playlist = self.playlist or kind_of(head.get(b"content-type"), self.path)
             if self.playlist:
-                self.encoding = head.fields.get(b"content-encoding", b"")
+                self.encoding = head.get(b"content-encoding")
                 self.body = bytearray() if self.body is None else self.body
                 # What came before a connection was lost comes again.
                 del self.body[self._kept :]
                 return Look.READ
-        if limits.skip_hits and is_hit(self._kind, head):
+        if head.hit and limits.skip_hits:
             length = head.length
             if length is None or length > DRAIN_MAX_BYTES:
                 return Look.SPARE
@@ -138,7 +139,7 @@ class Resource:
         if self._probing:
             self._probing = False
             self._there = is_probe_hit(head)
-            if self._there and not (self._limits.playlists and kind_of(head, self.path)):
+            if self._there and not (self._limits.playlists and kind_of(head.get(b"content-type"), self.path)):
                 self.status = head.status
                 return self._next_variant(head)
             # (A playlist that is there has to be read all the same.)
@@ -159,7 +160,7 @@ class Resource:
             return False
         if self.body is not None:
             self._kept = len(self.body)
-        if not self._there and not is_hit(self._kind, head):
+        if not self._there and not head.hit:
             self.missed = True
         if head.status == 206 and self._limits.range_bytes and self._first >= 0:
             return self._next_range(head)
@@ -167,7 +168,7 @@ class Resource:
 
     def _next_range(self, head: Head) -> bool:
         try:
-            first = next_first(self._first, head.fields.get(b"content-range", b""))
+            first = next_first(self._first, head.get(b"content-range"))
         except ValueError as error:
             self.error = str(error)
             return False
@@ -177,7 +178,7 @@ class Resource:
         return True
 
     def _next_variant(self, head: Head) -> bool:
-        if self._variants is None or not self._variants.advance(head.fields.get(b"vary", b"")):
+        if self._variants is None or not self._variants.advance(head.get(b"vary")):
             return False
         self._first = 0
         self._there = False

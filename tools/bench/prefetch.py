@@ -3,8 +3,8 @@
     nginx (a file for any URL) ◄── Varnish, empty ◄── proxyd, told by this process what to fetch
                                                   ◄── wrk, with as many connections, in turn with it
 
-wrk is a C program that does nothing but this: the rate of the cache on this machine. Each run has a Varnish of
-its own, so that all misses are alike; the runs alternate, so that what else the machine does hits both.
+wrk is a C program that does nothing but this: the rate of the cache on this machine. Each run has a Varnish
+of its own, so that all misses are alike; the runs alternate, so that what else the machine does hits both.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ def test_what_is_no_success_has_failed(status: int) -> None:
     run(test())
 
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n6;x=y\r\nfghijk\r\n0\r\nX-T: 1\r\n\r\n"
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = CHUNKED_HEAD + b"5\r\nabcde\r\n6;x=y\r\nfghijk\r\n0\r\nX-T: 1\r\n\r\n"
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])
