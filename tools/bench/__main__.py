@@ -8,7 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.bench import accept, cluster, endtoend, fanout, handover, memory, micro, mysql, offline, peers
+from tools.bench import (
+    accept,
+    cluster,
+    endtoend,
+    fanout,
+    handover,
+    memory,
+    micro,
+    mysql,
+    offline,
+    peers,
+    prefetch,
+)
 from tools.bench.errors import BenchError
 from tools.bench.report import Row, table, verdicts, write
 from tools.soak.errors import SoakError
@@ -24,6 +36,7 @@ BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "mysql": mysql.run,
     "cluster": cluster.run,
     "offline": offline.run,
+    "prefetch": prefetch.run,
 }
 
 

@@ -21,6 +21,7 @@ class Origin:
     """Answers every path with `v=VERSION HOST PATH` and `max_age_s` to live; counts what it was asked.
 
     `bump()` makes every object change. `sizes[path]` pads an answer to so many bytes,
+    `bodies[path]` is another body, `types[path]` its type;
     `statuses[path]` answers with another status, `silent` holds the paths that get no answer at all.
     `varies[path]` names a request header, in lower case: its value stands in the answer, and Vary says so.
     `headers[path]` are header lines that an answer has besides. A `Range` of one part is answered with that.
@@ -31,6 +32,8 @@ class Origin:
         self.max_age_s = max_age_s
         self.port = 0
         self.sizes: dict[bytes, int] = {}
+        self.bodies: dict[bytes, bytes] = {}
+        self.types: dict[bytes, bytes] = {}
         self.statuses: dict[bytes, int] = {}
         self.headers: dict[bytes, bytes] = {}
         self.silent: set[bytes] = set()
@@ -132,9 +135,10 @@ class _Connection(asyncio.Protocol):
         if name := origin.varies.get(self._url):
             body += b"%s: %s\n" % (name, self._headers.get(name, b""))
             vary = b"Vary: %s\r\n" % name
-        body = body.ljust(origin.sizes.get(self._url, 0), b".")
+        body = origin.bodies.get(self._url, body).ljust(origin.sizes.get(self._url, 0), b".")
         status = origin.statuses.get(self._url, 200)
         more = origin.headers.get(self._url, b"")
+        kind = origin.types.get(self._url, b"text/plain")
         if part := _RANGE(self._headers.get(b"range", b"")):
             status, whole = 206, len(body)
             body = body[int(part[1]) : int(part[2]) + 1]
@@ -143,8 +147,8 @@ class _Connection(asyncio.Protocol):
         self.transport.write(
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
             # Without a Date, a max-age means nothing to Squid.
-            b"Content-Type: text/plain\r\nDate: %s\r\n%b%b\r\n"
-            % (status, len(body), origin.max_age_s, formatdate(usegmt=True).encode(), vary, more)
+            b"Content-Type: %b\r\nDate: %s\r\n%b%b\r\n"
+            % (status, len(body), origin.max_age_s, kind, formatdate(usegmt=True).encode(), vary, more)
         )
         if self._parser.get_method() != b"HEAD":
             self.transport.write(body)
