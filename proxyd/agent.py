@@ -290,4 +290,7 @@ class Agent:
         figures = self.dispatcher.figures()
         figures["cpu"] = round((cpu - was_cpu) / max(now - was, 0.001), 3)
         figures["mem"] = self._process.memory_info().rss
-        self.links.beat(figures, asyncio.get_running_loop().time())
+        loop_now = asyncio.get_running_loop().time()
+        self.links.beat(figures, loop_now)
+        # As the answers to the beat before this one had it.
+        self.caches.budget.set_rate(self.links.prefetch_bytes_per_s, loop_now)

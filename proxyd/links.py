@@ -70,6 +70,12 @@ class Links:
         return sum(slot.serving for slot in self._slots())
 
     @property
+    def prefetch_bytes_per_s(self) -> int:
+        """The least that any engine with a link lets prefetches bring here; 0: no bound."""
+        rates = (engine.prefetch_bytes_per_s for engine in self._engines.values() if engine.up)
+        return min(filter(None, rates), default=0)
+
+    @property
     def engines_up(self) -> tuple[int, int]:
         """(engines that have a link, those of them that were learned)"""
         up = [engine for engine in self._engines.values() if engine.up]

@@ -24,6 +24,7 @@ from wire.tasks import PushHead, push_head_table, read_push_head
 
 # More workers than CPUs of any machine: what an engine says is not believed beyond it.
 WORKERS_MAX = 1024
+RATE_MAX_DIGITS = 15
 # What an engine that is busy did not say: when to send a report again (s).
 RESEND_DEFAULT_S = 1.0
 RESEND_MAX_S = 30.0
@@ -62,6 +63,8 @@ class Counted(NamedTuple):
     """How many workers the engine has now, as its answer to a beat says."""
 
     workers: int
+    prefetch_bytes_per_s: int = 0
+    """What prefetches may bring here: this agent's part of what they may to the fleet. 0: no bound."""
 
 
 class Refusal(NamedTuple):
@@ -325,7 +328,8 @@ class LinkSession:
             return self._take_greeting(line.fields)
         if asked == "beat":
             workers = _read_count(line.fields, "workers", 0)
-            return Counted(workers) if 1 <= workers <= WORKERS_MAX else None
+            rate = _read_rate(line.fields, "prefetch_bytes_per_s")
+            return Counted(workers, rate) if 1 <= workers <= WORKERS_MAX else None
         return Credited() if asked == "ready" else None
 
     def _take_greeting(self, fields: dict[str, str]) -> Greeted:
@@ -353,6 +357,11 @@ def _read_name(fields: dict[str, str], name: str) -> str:
 def _read_count(fields: dict[str, str], name: str, default: int) -> int:
     text = fields.get(name, "")
     return int(text) if text.isdecimal() and len(text) < 10 else default
+
+
+def _read_rate(fields: dict[str, str], name: str) -> int:
+    text = fields.get(name, "")
+    return int(text) if text.isdecimal() and len(text) <= RATE_MAX_DIGITS else 0
 
 
 def _read_drop(line: Line) -> Event:

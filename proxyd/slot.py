@@ -239,7 +239,8 @@ class Slot:
                 self._begin(link, event)
             case s.Credited():
                 self.tried.set()
-            case s.Counted(workers):
+            case s.Counted(workers, prefetch_bytes_per_s):
+                self.engine.prefetch_bytes_per_s = prefetch_bytes_per_s
                 self.engine.counted(self, workers)
             case s.Refusal(refused):
                 link.end(LinkRefused(str(refused), refused.field, refused.retry_ms))

@@ -161,7 +161,7 @@ _TABLE = (
             Field("mem", _COUNT, "bytes"),
         ),
         "tells that the proxy is alive, at least every 5 s on each connection",
-        "ok now=MS workers=W",
+        "ok now=MS workers=W [prefetch_bytes_per_s=N]",
     ),
     Verb(
         "list_workers",

@@ -493,6 +493,14 @@ class Proxies:
             if heard:
                 self.hub.mesh.tell(format_line("heard", {}, heard)[:-1])
 
+    @property
+    def prefetch_bytes_per_s(self) -> int:
+        """What prefetches may bring to each proxy: its part of what they may to all. 0: no bound."""
+        # A proxy connects to every worker, so one of the two mostly is all of them.
+        online = max(1, len(self.sessions), len(self._ways))
+        whole = self.hub.config.engine.prefetch_bytes_per_s
+        return max(1, whole // online) if whole else 0
+
     def seen_ms_ago(self, name: str) -> int | None:
         """Milliseconds since this worker had a line from the proxy; None: it is not connected here."""
         session = self.sessions.get(name)

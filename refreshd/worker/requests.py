@@ -391,7 +391,9 @@ class Requests:
         if caller.session is not None:
             caller.session.beat(values)
             now_and_workers = (self.hub.engine.clock.wall_ms, self.hub.shards.workers)
-            turn.parts.append(b"ok now=%d workers=%d\n" % now_and_workers)
+            rate = self.hub.proxies.prefetch_bytes_per_s
+            budget = b" prefetch_bytes_per_s=%d" % rate if rate else b""
+            turn.parts.append(b"ok now=%d workers=%d%b\n" % (*now_and_workers, budget))
 
     def _ping(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         draining = b" draining=1" if self.hub.engine.draining else b""

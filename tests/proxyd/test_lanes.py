@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.config import AgentConfig, CacheConfig, default_config
 from proxyd.lanes import Caches, is_idle
+from proxyd.links import Links
 from proxyd.local import LocalClient
 from tests.proxyd.rig import Scripted, Visit, make_exchange, run, wait_until
 
@@ -81,6 +84,20 @@ def test_an_nginx_is_refreshed_by_whom_its_settings_say() -> None:
         caches.close()
 
     run(test())
+
+
+def test_the_least_that_an_engine_with_a_link_allows_holds_for_prefetches() -> None:
+    def engine(rate: int, *, up: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(up=up, prefetch_bytes_per_s=rate)
+
+    links = cast("Any", SimpleNamespace(_engines={}))
+    for engines, rate in (
+        ([], 0),
+        ([engine(0)], 0),
+        ([engine(500), engine(0), engine(900), engine(7, up=False)], 500),
+    ):
+        links._engines = dict(enumerate(engines))
+        assert Links.prefetch_bytes_per_s.fget(links) == rate  # type: ignore[attr-defined]
 
 
 def test_what_goes_finishes_first() -> None:

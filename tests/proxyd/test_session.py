@@ -30,6 +30,9 @@ def test_the_greeting() -> None:
     assert session.ready(100) == b"ready credit=100\n"
     assert session.beat({"fast": 1, "cpu": 0.5}) == b"beat fast=1 cpu=0.5\n"
     assert session.feed(b"ok\nok now=1 workers=4\n") == [s.Credited(), s.Counted(4)]
+    for text, rate in ((b"9000000000", 9_000_000_000), (b"0", 0), (b"-1", 0), (b"x", 0), (b"9" * 16, 0)):
+        session.beat({})
+        assert session.feed(b"ok now=1 workers=4 prefetch_bytes_per_s=%b\n" % text) == [s.Counted(4, rate)]
 
 
 def test_the_store_that_an_engine_names() -> None:
