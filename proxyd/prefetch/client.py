@@ -29,7 +29,7 @@ from proxyd.prefetch.connection import Connection
 from proxyd.prefetch.heads import Head
 from proxyd.prefetch.hosts import HostGate, HostQueue
 from proxyd.prefetch.job import Job
-from proxyd.prefetch.limits import limits_of
+from proxyd.prefetch.limits import as_it_is, limits_of
 from proxyd.prefetch.resource import Resource
 from proxyd.queues import Queue
 from proxyd.tasks import Exchange
@@ -54,6 +54,8 @@ class PrefetchClient:
         self.name = name
         self.limits = limits
         self._how = how = limits_of(limits)
+        self._how_else = as_it_is(how)
+        """Of what is no GET."""
         self._kind = kind
         self._host = host
         self._port = port
@@ -113,6 +115,7 @@ class PrefetchClient:
         """From now on other limits hold; what has begun goes on as it began."""
         self.limits = limits
         self._how = how = limits_of(limits)
+        self._how_else = as_it_is(how)
         now = self._now = self._loop.time()
         self._gate.set_bounds(how.per_host, how.host_bytes_per_s, now)
         self._bucket.set_rate(how.bytes_per_s, now)
@@ -206,7 +209,8 @@ class PrefetchClient:
                 continue
             exchange = fresh.pop(top)
             if exchange.task.expires_at > self._now:
-                job = Job(exchange, self._kind, self._how, self._now)
+                how = self._how if exchange.deed.method == b"GET" else self._how_else
+                job = Job(exchange, self._kind, how, self._now)
                 self._jobs[job] = None
                 return job.root
             self._ended(exchange, "its ttl ended before it was begun")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from proxyd.connection import Limits
 
 Variant = tuple[tuple[bytes, bytes], ...]
@@ -28,6 +30,11 @@ class PrefetchLimits(Limits, frozen=True):
     """How many of them, a target."""
     follow_hosts: bool = False
     """Also of other hosts than the playlist's."""
+
+
+def as_it_is(limits: PrefetchLimits) -> PrefetchLimits:
+    """The limits of a request that is no GET: it is sent as it was configured, its answer is only counted."""
+    return msgspec.structs.replace(limits, range_bytes=0, variants=(), skip_hits=False, playlists=False)
 
 
 def limits_of(limits: Limits) -> PrefetchLimits:

@@ -61,6 +61,14 @@ def test_all_of_it(tmp_path: Path) -> None:
     ]
 
 
+def test_what_prefetches_warm(tmp_path: Path) -> None:
+    more = 'variants = [{ Accept-Encoding = "br" }, { User-Agent = "phone", X = "y" }]\nrange_bytes = 1024'
+    assert read(tmp_path, GOOD.replace("patience_s = 3", more)) == []
+    slow = load(tmp_path / "proxyd.toml").slow
+    assert slow.variants == ((("Accept-Encoding", "br"),), (("User-Agent", "phone"), ("X", "y")))
+    assert (slow.range_bytes, slow.per_host, slow.playlists) == (1024, 4, True)
+
+
 def test_what_its_caches_health_check_sees(tmp_path: Path) -> None:
     more = 'caught_up_file = "run/fresh"\nhealth_listen = "127.0.0.1:8099"\ncaught_up_wait_s = 0\n'
     assert read(tmp_path, GOOD.replace("[slow]", more + "[slow]")) == []
@@ -146,6 +154,7 @@ def test_a_secret_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 KNOWN = "varnish, ats, nginx, squid, http"
+VALUE_WANTED = "wanted 1 to 1024 of the characters 0x20 to 0x7e, no space around"
 BAD = [
     ('kind = "ats"', 'kind = "apache"', f"20: kind: 'apache' is not one of {KNOWN}"),
     ('kind = "ats"\n', "", f"18: [[cache]] needs kind: {KNOWN}"),
@@ -168,6 +177,10 @@ BAD = [
     ('name = "pop1"', 'name = "pop1', "2: Illegal character '\\n' (at line 2, column 13)"),
     ("[agent]", "[[agent]]", "1: [agent] is one section, in single brackets"),
     ("patience_s = 3", "patience_s = -1", "11: patience_s: -1.0 is not 0 to 3600"),
+    ("patience_s = 3", 'variants = [{ Host = "x" }]', "11: variants: Host is the agent's to set; take it out"),
+    ("patience_s = 3", 'variants = ["x"]', "11: variants: got 'x', wanted { NAME = \"value\" }"),
+    ("patience_s = 3", 'variants = [{ "a b" = "x" }]', "11: variants: 'a b' is not a header's name"),
+    ("patience_s = 3", r'variants = [{ A = "x\r\ny" }]', "11: variants: A: " + VALUE_WANTED),
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import resource as os_resource
 
 import pytest
 
+from proxyd.caches.http import Request, make_kind
 from proxyd.prefetch import client as client_module
 from proxyd.prefetch.hits import DRAIN_MAX_BYTES
 from tests.proxyd.prefetch.rig import EAGER, Crowd, Told, answer, exchange, fetch, limits, path_of, serve
@@ -603,5 +604,27 @@ def test_a_cancelled_playlist_goes_no_further() -> None:
                 await told.all(1)
                 assert "its ttl ended before all of it was begun" in str(told.errors[ROOT][0])
                 assert len(server.requests) < 20
+
+    run(test())
+
+
+def test_what_is_configured_otherwise_is_sent_as_it_is() -> None:
+    """Of kind http: a POST that has something warmed is no object with ranges and variants."""
+    request = Request("POST", "/warm", (("X-Url", "{path:percent}"),), "{path:json}", (202,))
+    deed = make_kind({"prefetch": request}).deeds["prefetch"]
+
+    async def test() -> None:
+        async with Scripted(serve(lambda request: answer(b"{}", HLS, status=202))) as server:
+            how = limits(variants=(GZIP, BR), range_bytes=10)
+            with Told(server.address, how, kind="http") as told:
+                one = exchange(target())
+                one.request, one.deed = deed.render(b"h", b"/0"), deed
+                told.client.put(one, 5)
+                await told.all(1)
+                assert told.errors[target()] == [None]
+                # (The script reads heads only, so the body stands before the next request.)
+                assert server.requests == [
+                    b"POST /warm HTTP/1.1\r\nHost: h\r\nX-Url: %2F0\r\nContent-Length: 2\r\n\r\n"
+                ]
 
     run(test())
