@@ -177,7 +177,7 @@ BAD = [
     ('name = "pop1"', 'name = "pop1', "2: Illegal character '\\n' (at line 2, column 13)"),
     ("[agent]", "[[agent]]", "1: [agent] is one section, in single brackets"),
     ("patience_s = 3", "patience_s = -1", "11: patience_s: -1.0 is not 0 to 3600"),
-    ("patience_s = 3", 'variants = [{ Host = "x" }]', "11: variants: Host is the agent's to set; take it out"),
+    ("patience_s = 3", 'variants = [{Host = "x"}]', "11: variants: Host is the agent's to set; take it out"),
     ("patience_s = 3", 'variants = ["x"]', "11: variants: got 'x', wanted { NAME = \"value\" }"),
     ("patience_s = 3", 'variants = [{ "a b" = "x" }]', "11: variants: 'a b' is not a header's name"),
     ("patience_s = 3", r'variants = [{ A = "x\r\ny" }]', "11: variants: A: " + VALUE_WANTED),
