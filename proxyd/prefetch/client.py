@@ -120,7 +120,8 @@ class PrefetchClient:
         self._gate.set_bounds(how.per_host, how.host_bytes_per_s, now)
         self._bucket.set_rate(how.bytes_per_s, now)
         self._recall_all()
-        for number, connection in enumerate(list(self._open)):
+        # Those that are idle go first.
+        for number, connection in enumerate(sorted(self._open, key=lambda each: each.resource is None)):
             connection.limits = limits
             connection.surplus = number >= limits.connections
             if connection.surplus and connection.resource is None:
@@ -172,6 +173,7 @@ class PrefetchClient:
             return
         self._now = self._loop.time()
         self._pump_alone()
+        self._idle = [connection for connection in self._idle if not connection.closing]
         while self._idle and (resource := self._next()) is not None:
             self._send(self._idle.pop(), resource)
         if self._sweep_timer is None:
@@ -180,7 +182,7 @@ class PrefetchClient:
 
     def _pump_alone(self) -> None:
         """What is tried alone goes on fresh connections; where there is no room for one, an old one goes."""
-        fresh = [connection for connection in self._idle if not connection.answered]
+        fresh = [each for each in self._idle if not each.answered and not each.closing]
         while self._alone and fresh:
             connection = fresh.pop()
             self._idle.remove(connection)
@@ -411,6 +413,8 @@ class PrefetchClient:
         if evidence is not None:
             job.prove(evidence, self._now)
         error = error or job.outcome
+        # It and its first resource hold each other: only the garbage collector would find them.
+        del job.root
         self._ended(exchange, None if error is None else self._named(error))
 
     def _named(self, error: str) -> str:

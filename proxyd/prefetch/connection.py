@@ -117,17 +117,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._spoilt:
             self.kill(Death.GARBAGE)
             return
+        if self.buckets:
+            self._pay(nbytes)
         head = self._head
         if self._done and head is not None:
-            self._finish(resource, head, nbytes)
+            self._finish(resource, head)
             return
         self.progress_at = now = self._loop.time()
         if head is not None and self._look is Look.SPARE and self._is_long(head):
             self._pass_over(resource, head)
         elif self._size_bytes == size_before and self._is_endless(nbytes):
             self.kill(Death.GARBAGE)
-        elif self.buckets:
-            self._pay(nbytes, now)
+        elif self.buckets and not self.held_at and self.owes(now):
+            self.held_at = now
+            self._transport.pause_reading()
+            self._client.held(self)
 
     def _is_endless(self, nbytes: int) -> bool:
         """Whether what comes is no body and has no end."""
@@ -174,11 +178,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # ── what is made of it ────────────────────────────────────────────────────────────────
 
-    def _finish(self, resource: Resource, head: Head, nbytes: int) -> None:
-        if self.buckets:
-            now = self._loop.time()
-            for bucket in self.buckets:
-                bucket.spend(nbytes, now)
+    def _finish(self, resource: Resource, head: Head) -> None:
         if self._look is Look.NONE:
             # It waits for the body that its Content-Length tells of, and that HEAD has none of.
             self._parser = httptools.HttpResponseParser(self)
@@ -199,13 +199,10 @@ class Connection(asyncio.BufferedProtocol):
         self._reset()
         self._client.answered(self, resource, head, size_bytes)
 
-    def _pay(self, nbytes: int, now: float) -> None:
+    def _pay(self, nbytes: int) -> None:
+        now = self._loop.time()
         for bucket in self.buckets:
             bucket.spend(nbytes, now)
-        if self.owes(now) and not self.held_at:
-            self.held_at = now
-            self._transport.pause_reading()
-            self._client.held(self)
 
     def owes(self, now: float) -> bool:
         """Whether any of its buckets is in debt."""

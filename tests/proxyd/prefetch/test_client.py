@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import resource as os_resource
+from typing import Any
 
 import pytest
 
 from proxyd.caches.http import Request, make_kind
 from proxyd.prefetch import client as client_module
 from proxyd.prefetch.hits import DRAIN_MAX_BYTES
+from proxyd.prefetch.playlists import PLAYLIST_MAX_BYTES
 from tests.proxyd.prefetch.rig import EAGER, Crowd, Told, answer, exchange, fetch, limits, path_of, serve
 from tests.proxyd.rig import Scripted, Visit, run, wait_until
 
@@ -626,5 +628,47 @@ def test_what_is_configured_otherwise_is_sent_as_it_is() -> None:
                 assert server.requests == [
                     b"POST /warm HTTP/1.1\r\nHost: h\r\nX-Url: %2F0\r\nContent-Length: 2\r\n\r\n"
                 ]
+
+    run(test())
+
+
+def test_a_playlist_that_was_cut_is_read_anew() -> None:
+    whole = b"#EXTM3U\n#EXTINF:4,\n1.ts\n#EXTINF:4,\n2.ts\n"
+
+    async def cut_once(visit: Visit) -> None:
+        while request := await visit.request():
+            if request.startswith(b"GET /master") and visit.number == 1:
+                await visit.send(answer(whole, HLS)[:-9])
+                return
+            await visit.send(answer(whole, HLS) if b"m3u8" in request else answer())
+
+    async def test() -> None:
+        async with Scripted(cut_once) as server:
+            told = await fetch(server.address, ROOT, how=limits(connections=1))
+            assert told.errors[ROOT] == [None]
+            assert {path_of(request) for request in server.requests} == {b"/master.m3u8", b"/1.ts", b"/2.ts"}
+
+    run(test())
+
+
+def test_a_playlist_may_come_in_ranges() -> None:
+    body = b"#EXTM3U\n#EXTINF:4,\n1.ts\n#EXTINF:4,\n2.ts\n"
+    in_parts: Any = ranged(body)
+
+    async def test() -> None:
+        async with Scripted(serve(in_parts)) as server:
+            told = await fetch(server.address, ROOT, how=limits(range_bytes=9))
+            assert told.errors[ROOT] == [None]
+            assert told.evidence[ROOT].more == {"requests": 5, "children": 2}
+
+    run(test())
+
+
+def test_a_playlist_that_is_too_large_says_so() -> None:
+    async def test() -> None:
+        body = b"#EXTM3U\n" + b"#" * PLAYLIST_MAX_BYTES
+        async with Scripted(serve(lambda request: answer(body, HLS))) as server:
+            told = await fetch(server.address, ROOT)
+            assert "a playlist larger than 2097152 bytes is not expanded" in str(told.errors[ROOT][0])
 
     run(test())
