@@ -45,6 +45,11 @@ class Bucket:
         self._fill(now)
         return max(0.0, -self._level / self._rate)
 
+    def is_full(self, now: float) -> bool:
+        """Whether it is as one that was just made."""
+        self._fill(now)
+        return self._level >= self._rate * BURST_S
+
     def _fill(self, now: float) -> None:
         if now > self._at:
             self._level = min(self._level + (now - self._at) * self._rate, self._rate * BURST_S)

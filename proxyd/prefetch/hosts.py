@@ -147,10 +147,11 @@ class HostGate:
             del self._hosts[host]
 
     def sweep(self, now: float) -> list[bytes]:
-        """The hosts that owe nothing; of those that also have nothing in flight none is remembered."""
+        """The hosts that owe nothing; those with nothing in flight and a full bucket are forgotten."""
         ready = [name for name, host in self._hosts.items() if not host.bucket.wait_s(now)]
         for name in ready:
-            if not self._hosts[name].in_flight:
+            host = self._hosts[name]
+            if not host.in_flight and host.bucket.is_full(now):
                 del self._hosts[name]
         return ready
 
