@@ -84,7 +84,7 @@ class PrefetchClient:
         self._pump_due = False
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._pace_timer: asyncio.TimerHandle | None = None
-        self._now = self._loop.time()
+        self._now = self._gate.now = self._loop.time()
         self._closed = False
 
     @property
@@ -116,8 +116,8 @@ class PrefetchClient:
         self.limits = limits
         self._how = how = limits_of(limits)
         self._how_else = as_it_is(how)
-        now = self._now = self._loop.time()
-        self._gate.set_bounds(how.per_host, how.host_bytes_per_s, now)
+        now = self._tick()
+        self._gate.set_bounds(how.per_host, how.host_bytes_per_s)
         self._bucket.set_rate(how.bytes_per_s, now)
         self._recall_all()
         # Those that are idle go first.
@@ -171,7 +171,7 @@ class PrefetchClient:
         self._pump_due = False
         if self._closed or not self._has_work:
             return
-        self._now = self._loop.time()
+        self._tick()
         self._pump_alone()
         self._idle = [connection for connection in self._idle if not connection.closing]
         while self._idle and (resource := self._next()) is not None:
@@ -198,8 +198,8 @@ class PrefetchClient:
             if self._bounded and self._in_debt:
                 self._pace_soon()
                 return None
-            low = begun.top(self._has_room) if begun else -1
-            top = fresh.top(self._has_room) if fresh and self._trees < TREES_MAX else -1
+            low = begun.top(self._gate.has_room) if begun else -1
+            top = fresh.top(self._gate.has_room) if fresh and self._trees < TREES_MAX else -1
             if low < 0 and top < 0:
                 if self._how.host_bytes_per_s and (begun or fresh):
                     self._pace_soon()
@@ -237,8 +237,9 @@ class PrefetchClient:
         now = self._now
         return bool(self._bucket.wait_s(now) or self._budget.wait_s(now))
 
-    def _has_room(self, host: bytes) -> bool:
-        return self._gate.has_room(host, self._now)
+    def _tick(self) -> float:
+        self._now = self._gate.now = now = self._loop.time()
+        return now
 
     def _send(self, connection: Connection, resource: Resource) -> None:
         connection.begin(resource, self._buckets(self._gate.begin(resource.host)), self._now)
@@ -255,8 +256,8 @@ class PrefetchClient:
         # What may go now; what waits for its host's turn needs no connection.
         may_go = len(self._alone)
         if not self._in_debt and not self._idle:
-            may_go += len(self._begun) if self._begun.top(self._has_room) >= 0 else 0
-            may_go += len(self._fresh) if self._fresh.top(self._has_room) >= 0 else 0
+            may_go += len(self._begun) if self._begun.top(self._gate.has_room) >= 0 else 0
+            may_go += len(self._fresh) if self._fresh.top(self._gate.has_room) >= 0 else 0
         there = self._there
         wanted = min(limits.connections, there + may_go - self._connecting)
         if self._trouble_since is not None:
@@ -297,7 +298,7 @@ class PrefetchClient:
 
     def answered(self, connection: Connection, resource: Resource, head: Head, size_bytes: int) -> None:
         """An answer is whole, or as much of it as was wanted."""
-        self._now = self._loop.time()
+        self._tick()
         self._trouble_since = None
         if connection.answered == 1:
             self._backoff.reset()
@@ -333,7 +334,7 @@ class PrefetchClient:
             self._note_trouble(death.value, backoff=True)
         buckets = connection.buckets
         self._forget(connection)
-        self._now = self._loop.time()
+        self._tick()
         if resource is not None:
             resource.tries += 1
             if resource.tries < TRIES_MAX and not resource.job.over:
@@ -365,13 +366,16 @@ class PrefetchClient:
 
     def _leave_host(self, host: bytes) -> None:
         self._gate.end(host)
+        if self._fresh.aside or self._begun.aside:
+            self._recall(host)
+
+    def _recall(self, host: bytes) -> None:
         self._begun.recall(host)
         self._fresh.recall(host)
 
     def _recall_all(self) -> None:
         for host in {*self._begun.aside, *self._fresh.aside}:
-            self._begun.recall(host)
-            self._fresh.recall(host)
+            self._recall(host)
 
     # ── jobs ──────────────────────────────────────────────────────────────────────────────
 
@@ -433,13 +437,13 @@ class PrefetchClient:
     def _sweep(self) -> None:
         """Ends what is overdue; runs while there is anything that could be."""
         self._sweep_timer = None
-        now = self._now = self._loop.time()
+        now = self._tick()
         for connection in list(self._open):
             if connection.is_overdue(now):
                 connection.kill(Death.SILENT)
         if self._trouble_since is not None and now - self._trouble_since > self.limits.patience_s:
             self._fail_waiting()
-        self._gate.sweep(now)
+        self._gate.sweep()
         if self._has_work or self._jobs:
             self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
             if self._has_work:
@@ -465,10 +469,9 @@ class PrefetchClient:
     def _pace(self) -> None:
         """Reads again what is out of debt; runs while anything is held, or waits to be out of it."""
         self._pace_timer = None
-        now = self._now = self._loop.time()
-        for host in self._gate.sweep(now):
-            self._begun.recall(host)
-            self._fresh.recall(host)
+        now = self._tick()
+        for host in self._gate.sweep():
+            self._recall(host)
         held, self._held = self._held, []
         for connection in held:
             if connection.owes(now):

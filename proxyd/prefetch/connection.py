@@ -20,6 +20,7 @@ from proxyd.prefetch.resource import Look, Resource
 
 # A head, or what is no body: trailers, the extensions of chunks. Caches send 300 to 500 bytes.
 HEAD_MAX_BYTES = 64 * 1024
+HEAD_USUAL_BYTES = 1024
 
 
 class Client(Protocol):
@@ -45,8 +46,8 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_buffer", "_client", "_collects", "_done", "_head", "_interim", "_look", "_loop", "_parser",
-        "_quiet_bytes", "_raw", "_size_bytes", "_spoilt", "_transport", "answered", "buckets", "closing",
-        "death", "held_at", "limits", "progress_at", "resource", "surplus",
+        "_quiet_bytes", "_raw", "_read_bytes", "_size_bytes", "_spoilt", "_transport", "answered", "buckets",
+        "closing", "death", "held_at", "limits", "progress_at", "resource", "surplus",
     )  # fmt: skip
 
     def __init__(self, client: Client, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
@@ -72,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
     def _reset(self) -> None:
         self._raw = b""
         """What came of an answer, until its head is whole."""
+        self._read_bytes = 0
         self._interim = 0
         self._head: Head | None = None
         self._look = Look.STREAM
@@ -106,12 +108,9 @@ class Connection(asyncio.BufferedProtocol):
             self.kill(Death.GARBAGE)
             return
         size_before = self._size_bytes
-        data = self._buffer[:nbytes]
-        if self._head is None:
-            # (An answer whose head is longer is ended below.)
-            self._raw += data[:HEAD_MAX_BYTES]
+        self._read_bytes = nbytes
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._spoilt = True
         if self._spoilt:
@@ -123,6 +122,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._done and head is not None:
             self._finish(resource, head)
             return
+        if head is None:
+            # (An answer whose head is longer than this is ended below.)
+            self._raw += self._buffer[: min(nbytes, HEAD_MAX_BYTES)]
         self.progress_at = now = self._loop.time()
         if head is not None and self._look is Look.SPARE and self._is_long(head):
             self._pass_over(resource, head)
@@ -151,12 +153,20 @@ class Connection(asyncio.BufferedProtocol):
         elif status < 200:
             self._interim += 1
         else:
-            self._head = head = Head(status, cut_head(self._raw, self._interim))
-            self._raw = b""
+            self._head = head = Head(status, self._take_head())
             self._look = look = self.resource.look(head)
             self._collects = look is Look.READ
             if look is Look.NONE:
                 self._end_message()
+
+    def _take_head(self) -> bytes:
+        """The head that is whole now, as it came."""
+        before, self._raw = self._raw, b""
+        for most_bytes in (HEAD_USUAL_BYTES, HEAD_MAX_BYTES):
+            came = before + self._buffer[: min(self._read_bytes, most_bytes)]
+            if head := cut_head(came, self._interim):
+                return head
+        return b""
 
     def on_body(self, body: bytes) -> None:
         """httptools: a part of the body."""

@@ -47,8 +47,11 @@ class Head:
 
 
 def cut_head(raw: bytes, interim: int) -> bytes:
-    """The head in what has come so far, behind so many interim ones."""
+    """The head in what has come so far, behind so many interim ones; empty if it is not all there."""
     start = 0
-    for _ in range(interim):
-        start = raw.find(b"\r\n\r\n", start) + 4
-    return raw[start : raw.find(b"\r\n\r\n", start) + 2]
+    end = raw.find(b"\r\n\r\n")
+    while interim and end >= 0:
+        start = end + 4
+        end = raw.find(b"\r\n\r\n", start)
+        interim -= 1
+    return raw[start : end + 2] if end >= 0 else b""

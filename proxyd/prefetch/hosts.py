@@ -24,13 +24,13 @@ HasRoom = Callable[[bytes], bool]
 class HostQueue(Generic[Item]):
     """A `Queue` that knows hosts. Its length is bounded by who fills it, see `dispatch.py`."""
 
-    __slots__ = ("_aside", "_host_of", "_levels", "_rings", "_size")
+    __slots__ = ("_host_of", "_levels", "_rings", "_size", "aside")
 
     def __init__(self, host_of: Callable[[Item], bytes]) -> None:
         self._host_of = host_of
         self._rings: tuple[deque[bytes], ...] = tuple(deque() for _ in range(PRIORITIES))
         self._levels: tuple[dict[bytes, deque[Item]], ...] = tuple({} for _ in range(PRIORITIES))
-        self._aside: dict[bytes, list[int]] = {}
+        self.aside: dict[bytes, list[int]] = {}
         """Hosts without room, and at which levels they are missing in the ring."""
         self._size = 0
 
@@ -57,7 +57,7 @@ class HostQueue(Generic[Item]):
                     if has_room(ring[0]):
                         return priority
                     host = ring.popleft()
-                    self._aside.setdefault(host, []).append(priority)
+                    self.aside.setdefault(host, []).append(priority)
         return -1
 
     def pop(self, priority: int) -> Item:
@@ -74,19 +74,14 @@ class HostQueue(Generic[Item]):
         self._size -= 1
         return item
 
-    @property
-    def aside(self) -> list[bytes]:
-        """Hosts that were passed over."""
-        return list(self._aside)
-
     def recall(self, host: bytes) -> None:
         """A host that was passed over has room again, or may have."""
-        for priority in self._aside.pop(host, ()):
+        for priority in self.aside.pop(host, ()):
             self._rings[priority].append(host)
 
     def take(self, count: int) -> list[Item]:
         """Removes and returns the first items whatever room their hosts have, at most `count`."""
-        for host in self.aside:
+        for host in list(self.aside):
             self.recall(host)
         taken: list[Item] = []
         while len(taken) < count and (priority := self.top(lambda _: True)) >= 0:
@@ -99,7 +94,7 @@ class HostQueue(Generic[Item]):
 
     def __repr__(self) -> str:
         hosts = {host for level in self._levels for host in level}
-        return f"<HostQueue {self._size} of {len(hosts)} hosts, {len(self._aside)} of them without room>"
+        return f"<HostQueue {self._size} of {len(hosts)} hosts, {len(self.aside)} of them without room>"
 
 
 class _Host:
@@ -117,19 +112,21 @@ class HostGate:
         self._hosts: dict[bytes, _Host] = {}
         self._per_host = per_host
         self._rate = bytes_per_s
+        self.now = 0.0
+        """For what owes; its user keeps it up to date."""
 
-    def set_bounds(self, per_host: int, bytes_per_s: float, now: float) -> None:
+    def set_bounds(self, per_host: int, bytes_per_s: float) -> None:
         """Other bounds from now on."""
         self._per_host, self._rate = per_host, bytes_per_s
         for host in self._hosts.values():
-            host.bucket.set_rate(bytes_per_s, now)
+            host.bucket.set_rate(bytes_per_s, self.now)
 
-    def has_room(self, host: bytes, now: float) -> bool:
+    def has_room(self, host: bytes) -> bool:
         """Whether a request for this host may begin."""
         state = self._hosts.get(host)
         if state is None:
             return True
-        return state.in_flight < self._per_host and not (self._rate and state.bucket.wait_s(now))
+        return state.in_flight < self._per_host and not (self._rate and state.bucket.wait_s(self.now))
 
     def begin(self, host: bytes) -> Bucket:
         """A request for this host begins; what it brings is to be spent there."""
@@ -146,8 +143,9 @@ class HostGate:
         if not state.in_flight and not self._rate:
             del self._hosts[host]
 
-    def sweep(self, now: float) -> list[bytes]:
+    def sweep(self) -> list[bytes]:
         """The hosts that owe nothing; those with nothing in flight and a full bucket are forgotten."""
+        now = self.now
         ready = [name for name, host in self._hosts.items() if not host.bucket.wait_s(now)]
         for name in ready:
             host = self._hosts[name]

@@ -119,7 +119,7 @@ def test_nothing_is_lost_and_no_bound_broken(
             in_flight.remove(item)
             gate.end(host)
             queue.recall(host)
-        priority = queue.top(lambda host: gate.has_room(host, 0.0))
+        priority = queue.top(lambda host: gate.has_room(host))
         if priority >= 0:
             item = queue.pop(priority)
             assert item[1] == priority
@@ -138,16 +138,23 @@ def test_a_gate_remembers_only_who_is_there_or_owes() -> None:
     gate = HostGate(1, 1000)
     gate.begin(b"a").spend(1150, 0.0)
     gate.begin(b"b")
-    assert not gate.has_room(b"a", 5.0)
+    gate.now = 5.0
+    assert not gate.has_room(b"a")
+    gate = HostGate(1, 1000)
+    gate.begin(b"a").spend(1150, 0.0)
+    gate.begin(b"b")
     gate.end(b"a")
     gate.end(b"b")
-    assert not gate.has_room(b"a", 0.5)
-    assert gate.sweep(0.5) == [b"b"]
+    gate.now = 0.5
+    assert not gate.has_room(b"a")
+    assert gate.sweep() == [b"b"]
     assert len(gate) == 1
-    assert gate.has_room(b"a", 1.1)
+    gate.now = 1.1
+    assert gate.has_room(b"a")
     # It owes nothing; but were it forgotten now, it might spend its burst once more.
-    assert (gate.sweep(1.1), len(gate)) == ([b"a"], 1)
-    assert (gate.sweep(1.3), len(gate)) == ([b"a"], 0)
+    assert (gate.sweep(), len(gate)) == ([b"a"], 1)
+    gate.now = 1.3
+    assert (gate.sweep(), len(gate)) == ([b"a"], 0)
 
 
 # ── heads and hits ────────────────────────────────────────────────────────────────────────
