@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from proxyd.addresses import parse_address
+from proxyd.breaker import BreakerSettings
 from proxyd.caches import KINDS, Request, Requests, http, kind_of
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.caches.nginx_key import BadKey, KeyTemplate
@@ -23,6 +24,7 @@ from proxyd.errors import ConfigError
 from proxyd.settings import (
     LIST_MAX,
     LIST_SECTIONS,
+    MOVED,
     REQUEST_TABLE,
     REQUIRED,
     SECTIONS,
@@ -56,7 +58,6 @@ class LaneConfig(msgspec.Struct, frozen=True):
     connect_timeout_s: float
     answer_timeout_s: float
     whole_timeout_s: float
-    patience_s: float
     depth: int = 1
 
 
@@ -81,6 +82,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     log_level: str
     fast: LaneConfig
     slow: LaneConfig
+    breaker: BreakerSettings
     caches: list[CacheConfig]
 
 
@@ -147,6 +149,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
+        breaker=BreakerSettings(**values["breaker"]),
         caches=[
             CacheConfig(
                 row["name"], row["kind"], _address(row["address"]), row["requests"], _files(row), row["purge"]
@@ -227,7 +230,9 @@ class _Reader:
         shown = f"[[{section}]]" if section in LIST_SECTIONS else f"[{section}]"
         for key in table:
             if key not in rows and key not in more:
-                text = f"unknown key {key!r} in {shown}{_nearest(key, [*rows, *more])}"
+                moved = MOVED.get((section, key))
+                hint = f"; it is {moved} now" if moved else _nearest(key, [*rows, *more])
+                text = f"unknown key {key!r} in {shown}{hint}"
                 self.blame(text, section, number, key)
         values: dict[str, Any] = {}
         for key, setting in rows.items():

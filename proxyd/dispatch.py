@@ -56,6 +56,8 @@ class Lanes(msgspec.Struct, frozen=True):
     fast: LaneClient
     slow: LaneClient
     replay: Replay
+    address: tuple[str, int] = ("", 0)
+    group: str = ""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -69,26 +71,23 @@ class Route(msgspec.Struct, frozen=True):
 SPLITS = {"dir": split_directory, "regex": split_pattern, "tag": split_tag, DROP: split_drop}
 
 
-def plan_route(task_type: str, caches: Iterable[Lanes], *, replaying: bool = False) -> Route:
-    """The route of a task type; the first refusal stands for all.
-
-    While `replaying`, each cache's own order holds (`replay.py`).
-    """
+def plan_route(task_type: str, caches: Iterable[Lanes]) -> Route:
+    """The route of a task type; the first refusal stands for all."""
     steps: list[tuple[Deed, Door]] = []
     refusal: str | None = None
     for cache in caches:
         deed, why = cache.kind.deed_of(task_type)
         if deed is not None:
-            steps.append((deed, _door_of(cache, task_type, replaying=replaying)))
+            steps.append((deed, _door_of(cache, task_type)))
         elif refusal is None:
             refusal = f"cache {cache.name}: type={task_type} refused: {why}"
     return Route(tuple(steps), refusal, SPLITS.get(task_type, split_target))
 
 
-def _door_of(cache: Lanes, task_type: str, *, replaying: bool) -> Door:
+def _door_of(cache: Lanes, task_type: str) -> Door:
     if task_type in SLOW_TYPES:
-        return cache.replay.prefetches if replaying else cache.slow
-    return cache.replay if replaying else cache.fast
+        return cache.replay.prefetches if cache.replay.on else cache.slow
+    return cache.replay if cache.replay.on else cache.fast
 
 
 class Dispatcher:
@@ -118,15 +117,19 @@ class Dispatcher:
     def use_caches(self, caches: Iterable[Lanes]) -> None:
         """Says what the caches are; what is in hand goes on at those that it began with."""
         before, self._caches = self._caches, tuple(caches)
-        self._routes = {}
+        self._forget_routes()
+        for cache in self._caches:
+            cache.replay.changed = self._forget_routes
         if self._caches != before:
             self.forget_done()
         self.replay(self._replaying)
 
+    def _forget_routes(self) -> None:
+        """What was planned does not hold any more: other caches, or another order at one of them."""
+        self._routes = {}
+
     def replay(self, on: bool) -> None:
         """Begins or ends the order that holds while the agent catches up, at each cache."""
-        if on != self._replaying:
-            self._routes = {}
         self._replaying = on
         for cache in self._caches:
             if on:
@@ -144,9 +147,9 @@ class Dispatcher:
         self.era = era
         self.done.resume(done, now)
 
-    def limit(self, credit: int, links: int) -> None:
-        """Sets how much is held, see above."""
-        self._open_max = OVERCOMMIT * credit * max(1, links)
+    def limit(self, credit: int, links: int, extra: int = 0) -> None:
+        """Sets how much is held, see above. `extra` is granted besides, for caches that do not keep up."""
+        self._open_max = OVERCOMMIT * credit * max(1, links) + extra
 
     @property
     def tasks(self) -> int:
@@ -246,7 +249,7 @@ class Dispatcher:
         head = task.head
         route = self._routes.get(head.type)
         if route is None:
-            route = self._routes[head.type] = plan_route(head.type, self._caches, replaying=self._replaying)
+            route = self._routes[head.type] = plan_route(head.type, self._caches)
         self._tasks[task.key] = task
         self.open_targets += task.open
         if task.total > 1:

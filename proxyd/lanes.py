@@ -9,10 +9,12 @@ is another cache, whatever its name.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from proxyd.breaker import Breaker, BreakerSettings
 from proxyd.caches import KINDS, CacheKind, kind_of
 from proxyd.caches.nginx_files import NginxFolder
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
@@ -37,6 +39,7 @@ class Caches:
         self._leave_s = leave_s
         self._in_use: dict[CacheConfig, Lanes] = {}
         self._leaving: dict[asyncio.Task[None], Lanes] = {}
+        self._breaker = BreakerSettings()
 
     @property
     def in_use(self) -> tuple[Lanes, ...]:
@@ -50,15 +53,17 @@ class Caches:
 
     def apply(self, config: AgentConfig) -> None:
         """Makes, keeps and lets go of lanes; those that are kept get the limits that hold now."""
-        slow = _limits(config.slow, streaming=True)
+        self._breaker = config.breaker
+        slow = _limits(config.slow, config.breaker, streaming=True)
         before, self._in_use = self._in_use, {}
         for cache in config.caches:
             lanes = before.pop(cache, None)
             if lanes is None:
                 lanes = self._make(cache, config.fast, slow)
             else:
-                lanes.fast.set_limits(_fast_limits(config.fast, lanes.kind))
+                lanes.fast.set_limits(_fast_limits(config.fast, config.breaker, lanes.kind))
                 lanes.slow.set_limits(slow)
+                lanes.fast.breaker.settings = lanes.slow.breaker.settings = config.breaker
             self._in_use[cache] = lanes
         for lanes in before.values():
             task = asyncio.get_running_loop().create_task(self._let_go(lanes))
@@ -69,14 +74,27 @@ class Caches:
         files = cache.files
         path = files.path if files else ""
         kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge) or KINDS[cache.kind]
-        fast = _fast_limits(lane, kind)
+        fast = _fast_limits(lane, self._breaker, kind)
         quick: LaneClient
+        breaker = Breaker(self._breaker)
+        below = Breaker(self._breaker, above=None if files is not None else breaker)
         if files is not None:
-            quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended)
+            quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended, breaker)
         else:
-            quick = CacheClient(cache.name, *cache.address, fast, self._ended)
-        long = CacheClient(cache.name, *cache.address, slow, self._ended)
-        return Lanes(cache.name, kind, quick, long, Replay(quick, long))
+            quick = CacheClient(cache.name, *cache.address, fast, self._ended, breaker)
+        long = CacheClient(cache.name, *cache.address, slow, self._ended, below)
+        replay = Replay(quick, long)
+        lanes = Lanes(cache.name, kind, quick, long, replay, cache.address)
+        for each in (breaker, below):
+            each.changed = functools.partial(self._note_change, lanes)
+        return lanes
+
+    def _note_change(self, lanes: Lanes) -> None:
+        """A breaker of a cache has another state."""
+        if lanes.fast.breaker.closed:
+            lanes.replay.release_order()
+        else:
+            lanes.replay.hold_order()
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
@@ -112,22 +130,22 @@ def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
     return not any(client.waiting or client.in_flight for client in clients)
 
 
-def _fast_limits(lane: LaneConfig, kind: CacheKind) -> Limits:
-    limits = _limits(lane, streaming=kind.streams)
+def _fast_limits(lane: LaneConfig, breaker: BreakerSettings, kind: CacheKind) -> Limits:
+    limits = _limits(lane, breaker, streaming=kind.streams)
     if not kind.streams:
         return limits
     # Behind a large object the next one would wait, and be blamed for it.
     return msgspec.structs.replace(limits, depth=1, until_closed=True)
 
 
-def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:
+def _limits(lane: LaneConfig, breaker: BreakerSettings, *, streaming: bool = False) -> Limits:
     limits = Limits(
         connections=lane.connections,
         depth=lane.depth,
         connect_timeout_s=lane.connect_timeout_s,
         answer_timeout_s=lane.answer_timeout_s,
         whole_timeout_s=lane.whole_timeout_s,
-        patience_s=lane.patience_s,
+        patience_s=breaker.wait_s,
     )
     if streaming:
         return msgspec.structs.replace(limits, answer_max_bytes=None, streaming=True)
