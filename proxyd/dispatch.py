@@ -28,6 +28,7 @@ import msgspec
 from proxyd.caches import CacheKind, Deed
 from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
 from proxyd.errors import BadTarget
+from proxyd.evidence import is_evidence_wanted
 from proxyd.homes import Home, add_home, drop_home, is_told, leave_home, move_home, parts_of
 from proxyd.lane_client import LaneClient
 from proxyd.merging import DROP
@@ -160,6 +161,7 @@ class Dispatcher:
         """Begins a task, or sees that it is in hand or was done, see above; `home` is told of its end."""
         key = home.scope.mark + task_id
         content = content_of(targets)
+        proves = is_evidence_wanted(head)
         its_home: Home = home
         known = self._tasks.get(key)
         if known is not None:
@@ -175,13 +177,16 @@ class Dispatcher:
                 return
         else:
             home.owed += 1
-            if home.trusted and self.done.knows(key, head, content, now):
+            if home.trusted and not proves and self.done.knows(key, head, content, now):
                 home.add_done(task_id, now)
                 return
         expires_at = math.inf if head.ttl_s is None else now + head.ttl_s
         task = Task(task_id, its_home, len(targets), head, now, expires_at)
         task.key, task.content = key, content
-        if home.trusted and head.type not in SLOW_TYPES:
+        if proves:
+            # It is not remembered as done: what was seen then is not seen now.
+            task.evidence = []
+        elif home.trusted:
             task.era = self.era
         self._start(task, targets)
 
@@ -296,6 +301,9 @@ class Dispatcher:
         home.owed += 1
         task = resume_task(home, carried, now)
         task.key = key
+        if is_evidence_wanted(task.head):
+            # What was seen by the code before this is not told.
+            task.evidence = []
         if carried.head.type == DROP:
             self.replay(True)
             self._drops.add(key)
@@ -376,6 +384,8 @@ class Dispatcher:
         del self._tasks[task.key]
         if task.total > 1:
             self._long.pop(task.key, None)
+        if task.evidence is not None:
+            task.home.add_evidence(task)
         if task.failed:
             task.home.add_failed(task)
             return

@@ -57,7 +57,8 @@ def content_of(targets: list[bytes]) -> Content:
 
 def is_same_work(head: PushHead, other: PushHead) -> bool:
     """Whether two heads ask for the same, whenever it is to be done."""
-    return head.type == other.type and head.force == other.force
+    asked = (head.type, head.force, head.verify, head.then)
+    return asked == (other.type, other.force, other.verify, other.then)
 
 
 class Done:

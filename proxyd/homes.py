@@ -33,6 +33,11 @@ class Homes:
         for part in self.parts:
             part.add_failed(task)
 
+    def add_evidence(self, task: Task) -> None:
+        """See `Outbox`."""
+        for part in self.parts:
+            part.add_evidence(task)
+
     def add_active(self, task: Task) -> None:
         """See `Outbox`."""
         for part in self.parts:

@@ -70,6 +70,9 @@ class Outbox:
         self.owed -= 1
         self._add(self._kept, format_failed(task))
 
+    def add_evidence(self, task: Task) -> None:
+        """What is about to be reported has evidence; engines are not told yet."""
+
     def add_active(self, task: Task) -> None:
         """A task is under way."""
         counts = (task.id, task.done, task.failed)

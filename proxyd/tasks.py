@@ -14,6 +14,7 @@ import msgspec
 
 from proxyd.caches import Deed
 from proxyd.done import Content
+from proxyd.evidence import EVIDENCE_MAX, Evidence
 from wire.tasks import PushHead
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class Task:
     """What was pushed under one id. `home` is where its report goes: to the worker that pushed it last."""
 
     __slots__ = (
-        "content", "era", "error", "expires_at", "failed", "failed_bytes", "failed_targets",
-        "head", "home", "id", "key", "open", "received_at", "shown", "total",
+        "content", "era", "error", "evidence", "evidence_left_out", "expires_at", "failed", "failed_bytes",
+        "failed_targets", "head", "home", "id", "key", "open", "received_at", "shown", "total",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +58,10 @@ class Task:
         self.failed_bytes = 0
         self.shown = 0
         """How many targets the last `active` report told to be ended."""
+        self.evidence: list[Evidence] | None = None
+        """What was done and seen, in the order in which it ended; None where nobody asked."""
+        self.evidence_left_out = 0
+        """What did not fit there."""
 
     @property
     def ended(self) -> int:
@@ -79,6 +84,13 @@ class Task:
         if error is not None:
             self._note_failure(target, error)
         return not self.open
+
+    def add_evidence(self, evidence: Evidence) -> None:
+        """One more target at one cache has ended."""
+        if self.evidence is not None and len(self.evidence) < EVIDENCE_MAX:
+            self.evidence.append(evidence)
+        else:
+            self.evidence_left_out += 1
 
     def _note_failure(self, target: bytes, error: str) -> None:
         self.failed += 1
@@ -166,7 +178,7 @@ class Exchange:
     """One request to one cache, and what is needed once it is answered."""
 
     __slots__ = (
-        "deed", "followers", "request", "segment", "sent_at", "share", "target", "task", "tries",
+        "deed", "evidence", "followers", "request", "segment", "sent_at", "share", "target", "task", "tries",
     )  # fmt: skip
 
     def __init__(self, task: Task, target: bytes, request: bytes, deed: Deed, share: Share | None) -> None:
@@ -183,6 +195,14 @@ class Exchange:
         """Where it stands among others while the agent catches up, see `replay.py`."""
         self.followers: list[Exchange] | None = None
         """What ends with it, because it asks for no more than this: see `merging.py`."""
+        self.evidence: Evidence | None = None
+        """What was done and seen, see `prove`."""
+
+    def prove(self, cache: str) -> Evidence | None:
+        """Where to write down what is done at a cache, or None if nobody asked."""
+        if self.evidence is None and self.task.evidence is not None:
+            self.evidence = Evidence(cache, self.target.decode("utf-8", "replace"))
+        return self.evidence
 
     def part(self) -> list[Exchange]:
         """Its followers, which stand for themselves from now on."""
@@ -195,6 +215,9 @@ class Exchange:
 
 def end_exchange(exchange: Exchange, error: str | None) -> bool:
     """One request has ended; returns whether its task has ended with it."""
+    if exchange.evidence is not None:
+        exchange.evidence.error = error
+        exchange.task.add_evidence(exchange.evidence)
     share = exchange.share
     if share is not None:
         share.left -= 1

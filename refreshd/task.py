@@ -81,6 +81,8 @@ class Terms:
             "ttl": head.ttl_s if head.ttl_s != DEFAULT_TTL_S else None,
             "priority": head.priority if head.priority != DEFAULT_PRIORITY else None,
             "force": 1 if head.force else None,
+            "verify": 1 if head.verify else None,
+            "then": head.then,
         }
         self.push = format_line("", fields, ())[:-1] + b" "
         """What stands between id and targets in a push: ` type=url -- `."""

@@ -29,6 +29,7 @@ _TAG = re.compile(r"[!-~]{1,256}").fullmatch
 TASK_TYPES = ("url", "dir", "regex", "tag", "prefetch")
 STATES = ("pending", "active", "complete", "failed", "expired", "cancelled")
 FINAL_STATES = frozenset(STATES[2:])
+THEN_PREFETCH = "prefetch"
 DEFAULT_TTL_S = 86_400
 DEFAULT_PRIORITY = 5
 TTL_MAX_S = 366 * 86_400

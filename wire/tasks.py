@@ -6,7 +6,8 @@ one object of it serves all tasks that came with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,10 @@ class TaskHead(msgspec.Struct, frozen=True):
     priority: int = f.DEFAULT_PRIORITY
     callback: str | None = None
     force: bool = False
+    verify: bool = False
+    """Done means seen to be gone (or warm)."""
+    then: str | None = None
+    """What follows at each proxy once it is done: `prefetch` or nothing."""
 
 
 class NewTask(msgspec.Struct, frozen=True):
@@ -50,6 +55,7 @@ def read_task_head(line: Line) -> TaskHead:
     Raises: Refused, `missing_field` or `bad_field`.
     """
     values = read_fields(_POST_FIELDS_ONLY, line)
+    _check_then(values)
     return TaskHead(
         type=values["type"],
         scope=values.get("scope"),
@@ -58,7 +64,20 @@ def read_task_head(line: Line) -> TaskHead:
         priority=values.get("priority", f.DEFAULT_PRIORITY),
         callback=values.get("callback"),
         force=values.get("force", False),
+        verify=values.get("verify", False),
+        then=values.get("then"),
     )
+
+
+def _check_then(values: Mapping[str, Any]) -> None:
+    """Raises: Refused, where nobody can say what `then` would be done to."""
+    if values.get("then") is not None and values["type"] != "url":
+        raise Refused(
+            "bad_field",
+            f"got then={values['then']} with type={values['type']}, wanted type=url: only there it is known"
+            " which objects are to follow",
+            field="then",
+        )
 
 
 _POST_FIELDS_ONLY = VERBS["post_task"]._replace(items_required=False)
@@ -94,6 +113,8 @@ def format_post(task_id: str, head: TaskHead, targets: Iterable[str]) -> bytes:
             "priority": head.priority if head.priority != f.DEFAULT_PRIORITY else None,
             "callback": head.callback,
             "force": 1 if head.force else None,
+            "verify": 1 if head.verify else None,
+            "then": head.then,
         },
         targets,
     )
@@ -106,6 +127,8 @@ class PushHead(msgspec.Struct, frozen=True):
     ttl_s: int | None = None
     priority: int = f.DEFAULT_PRIORITY
     force: bool = False
+    verify: bool = False
+    then: str | None = None
 
 
 _PUSH = VERBS["post_task"]._replace(
@@ -114,7 +137,7 @@ _PUSH = VERBS["post_task"]._replace(
     fields=tuple(
         field
         for field in VERBS["post_task"].fields
-        if field.name in ("task_id", "type", "ttl", "priority", "force")
+        if field.name in ("task_id", "type", "ttl", "priority", "force", "verify", "then")
     ),
 )
 
@@ -122,11 +145,14 @@ _PUSH = VERBS["post_task"]._replace(
 def read_push_head(line: Line) -> PushHead:
     """Reads the fields of a `!task` line. Raises: Refused, naming what an engine got wrong."""
     values = read_fields(_PUSH, line)
+    _check_then(values)
     return PushHead(
         type=values["type"],
         ttl_s=values.get("ttl"),
         priority=values.get("priority", f.DEFAULT_PRIORITY),
         force=values.get("force", False),
+        verify=values.get("verify", False),
+        then=values.get("then"),
     )
 
 

@@ -84,6 +84,8 @@ _TABLE = (
             Field("priority", f.integer(0, 9), "0 to 9"),
             Field("callback", f.read_url, "an absolute http or https URL"),
             Field("force", f.read_flag, "0 or 1"),
+            Field("verify", f.read_flag, "0 or 1"),
+            Field("then", f.one_of(f.THEN_PREFETCH), f"{f.THEN_PREFETCH}, of a task with type=url"),
         ),
         "gives the engine a task",
         "ok task_id=ID state=STATE total=N [dup=1]",

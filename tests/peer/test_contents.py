@@ -12,13 +12,14 @@ from tests.peer.raw import owned_by
 TARGETS = "http://a.example/1 http://a.example/2 http://b.example/"
 FULL = (
     "task_id={id} type=url scope=edge,{p} due=4000000000 ttl=60 priority=3 callback=http://c.example/ force=1"
+    " verify=1 then=prefetch"
 )
 
 SAME = {
     "the same bytes": f"post_task {FULL} -- {TARGETS}",
     "a CR at the end": f"post_task {FULL} -- {TARGETS}\r",
-    "fields in another order": "post_task force=1 callback=http://c.example/ priority=3 ttl=60 "
-    f"due=4000000000 scope=edge,{{p}} type=url task_id={{id}} -- {TARGETS}",
+    "fields in another order": "post_task then=prefetch verify=1 force=1 callback=http://c.example/ "
+    f"priority=3 ttl=60 due=4000000000 scope=edge,{{p}} type=url task_id={{id}} -- {TARGETS}",
     "targets in another order": f"post_task {FULL} -- http://b.example/ http://a.example/2 http://a.example/1",
     "scope in another order": f"post_task {FULL.replace('edge,{p}', '{p},edge')} -- {TARGETS}",
     "an unknown field": f"post_task {FULL} colour=red -- {TARGETS}",
@@ -28,13 +29,16 @@ OTHER = {
     "another target": f"post_task {FULL} -- {TARGETS}x",
     "one target less": f"post_task {FULL} -- http://a.example/1 http://a.example/2",
     "one target twice": f"post_task {FULL} -- {TARGETS} http://b.example/",
-    "another type": f"post_task {FULL.replace('type=url', 'type=prefetch')} -- {TARGETS}",
+    "another type": f"post_task {FULL.replace('type=url', 'type=dir').replace(' then=prefetch', '')} "
+    "-- http://a.example/",
     "another scope": f"post_task {FULL.replace('edge,{p}', '{p}')} -- {TARGETS}",
     "another due": f"post_task {FULL.replace('4000000000', '4000000001')} -- {TARGETS}",
     "no due": f"post_task {FULL.replace(' due=4000000000', '')} -- {TARGETS}",
     "another ttl": f"post_task {FULL.replace('ttl=60', 'ttl=61')} -- {TARGETS}",
     "another priority": f"post_task {FULL.replace('priority=3', 'priority=4')} -- {TARGETS}",
     "another callback": f"post_task {FULL.replace('c.example', 'd.example')} -- {TARGETS}",
+    "no verify": f"post_task {FULL.replace(' verify=1', '')} -- {TARGETS}",
+    "nothing follows": f"post_task {FULL.replace(' then=prefetch', '')} -- {TARGETS}",
     "no force": f"post_task {FULL.replace(' force=1', '')} -- {TARGETS}",
 }
 
@@ -66,7 +70,7 @@ def test_defaults_are_the_same_as_what_they_stand_for(peer: Peer, engine: Engine
         (task_id,) = owned_by(0, name)
         short = f"post_task task_id={task_id} type=url scope={name} due=4000000000 -- http://a.example/"
         peer.ok(short)
-        long = short.replace(" -- ", " ttl=86400 priority=5 force=0 -- ")
+        long = short.replace(" -- ", " ttl=86400 priority=5 force=0 verify=0 -- ")
         assert peer.ok(long)["dup"] == "1"
 
 

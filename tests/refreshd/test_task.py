@@ -97,6 +97,7 @@ def test_an_odd_error_is_one_mark(error: str) -> None:
         (b"type=url", b"type=url"),
         (b"type=url scope=a due=5 ttl=86400 priority=5 force=0", b"type=url"),
         (b"type=dir ttl=60 priority=9 force=1 callback=http://x/", b"type=dir ttl=60 priority=9 force=1"),
+        (b"then=prefetch verify=1 type=url", b"type=url verify=1 then=prefetch"),
     ],
 )
 def test_a_push_tells_what_a_proxy_needs(fields: bytes, pushed: bytes) -> None:

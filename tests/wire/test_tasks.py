@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from wire import fields as f
 from wire.errors import LocalError, Refused
@@ -30,13 +31,16 @@ task_heads = st.builds(
     priority=st.integers(0, 9),
     callback=st.none() | st.just("http://a/cb?x=\\y"),
     force=st.booleans(),
+    verify=st.booleans(),
 )
+# What `then` goes with.
+refreshes = st.builds(lambda head: replace(head, type="url", then="prefetch"), task_heads)
 targets = st.lists(
     st.text("/ab%\\ ", min_size=1, max_size=8).map(lambda tail: "http://h/" + tail), min_size=1
 )
 
 
-@given(names, task_heads, targets)
+@given(names, task_heads | refreshes, targets)
 def test_a_post_is_read_back(task_id: str, head: TaskHead, items: list[str]) -> None:
     raw = NewTask(task_id, head, tuple(items)).line()
     line = parse(raw[:-1])
@@ -61,6 +65,8 @@ def test_defaults_need_no_field() -> None:
         ("type=url scope=a,,b", "scope"), ("type=url due=-1", "due"), ("type=url due=1795250000123", "due"),
         ("type=url ttl=0", "ttl"), ("type=url ttl=1.5", "ttl"), ("type=url priority=10", "priority"),
         ("type=url callback=x", "callback"), ("type=url force=yes", "force"),
+        ("type=url verify=2", "verify"), ("type=url then=x", "then"), ("type=dir then=prefetch", "then"),
+        ("type=prefetch then=prefetch", "then"),
     ],
 )  # fmt: skip
 def test_heads_that_are_refused(fields: str, field: str) -> None:
@@ -100,12 +106,14 @@ def test_an_empty_target_cannot_be_written() -> None:
         ttl_s=st.none() | st.integers(1, f.TTL_MAX_S),
         priority=st.integers(0, 9),
         force=st.booleans(),
-    ),
+        verify=st.booleans(),
+    )
+    | st.just(PushHead("url", then="prefetch")),
 )
 def test_a_push_is_read_back(task_id: str, head: PushHead) -> None:
     fields = {
         "task_id": task_id, "type": head.type, "ttl": head.ttl_s, "priority": head.priority,
-        "force": head.force,
+        "force": head.force, "verify": head.verify, "then": head.then,
     }  # fmt: skip
     raw = format_line("!task", fields, ["http://a/b", "http://a/c"])[:-1]
     assert read_push_head(parse(raw)) == head
