@@ -53,7 +53,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._fast_stop = False
         self.dispatcher = Dispatcher(self._hold)
-        self.caches = Caches(self.dispatcher.ended)
+        self.caches = Caches(self.dispatcher.ended, log)
         self.links = Links(config, self.dispatcher, log)
         self.catching_up = CatchingUp(asyncio.get_running_loop().time())
         self._replayed_before = (0, 0)
@@ -219,6 +219,7 @@ class Agent:
                     )  # fmt: skip
                 self.log.info("caught up", tasks=tasks, merged=merged, took_s=round(seconds, 1))
         self.dispatcher.replay(self.catching_up.behind)
+        self.links.grant(self.caches.left_behind(self.dispatcher.open_targets, now))
         self._show_caught_up()
         if change is not None:
             self._show_generation()

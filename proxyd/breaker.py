@@ -254,10 +254,9 @@ class Breaker:
         self._window.advance(now)
         good, failed, late = self._window.sums
         ended = good + failed + late
-        if ended >= settings.error_rate_min and failed + late >= settings.error_rate * ended:
-            return (
-                f"{failed + late} of {ended} requests failed in {WINDOW_S} s, the last one: {self.last_error}"
-            )
+        bad = failed + late
+        if ended >= settings.error_rate_min and bad >= settings.error_rate * ended:
+            return f"{self.last_error} ({bad} of {ended} requests failed in {WINDOW_S} s)"
         return None
 
     def _change(self, event: Event, now: float) -> None:

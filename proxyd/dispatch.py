@@ -9,6 +9,15 @@ overshoot it, by the targets of 1 MiB. An open target costs 0.3 to 0.6 KB here.
 With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB; 85 while the agent is
 behind, where what waits can be merged (`merging.py`).
 
+With several caches, what one of them does not do stays open though all others have done it, and would use up
+the credit that they live of. So where a cache does not keep up (its breaker is not closed, or it has not
+answered for 0.5 s; see `Caches.left_behind`), the agent grants the engines more, in steps, as many targets as
+wait for such caches only: at most `[breaker] queue_max` E in all, E / L on each link (`Links.grant`). Credit
+cannot be taken back, so it counts until the link greets anew; then the bound is 2 × credit × L + E. With the
+defaults, and E = 100,000: at most 165,536 targets, 100 MB, and that only while a cache is down. Beyond E the
+credit holds the engines again; what is put into the queue of a cache whose breaker is not closed beyond E
+fails there at once.
+
 A task is known by the scope of the engine that pushed it, and its id:
 
     push ──not known──────────────────────────────► begun

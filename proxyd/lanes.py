@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from proxyd.breaker import Breaker, BreakerSettings
+from proxyd.breaker import Breaker, BreakerSettings, State
 from proxyd.caches import KINDS, CacheKind, kind_of
 from proxyd.caches.nginx_files import NginxFolder
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
@@ -22,6 +22,7 @@ from proxyd.connection import Limits
 from proxyd.dispatch import Lanes
 from proxyd.lane_client import LaneClient
 from proxyd.local import LocalClient
+from proxyd.logs import Log
 from proxyd.pipeline import CacheClient, Ended
 from proxyd.replay import Replay
 from proxyd.tasks import Exchange
@@ -34,12 +35,15 @@ LEAVE_S = 30.0
 class Caches:
     """All lanes. `in_use` is what new tasks are done at."""
 
-    def __init__(self, ended: Ended, *, leave_s: float = LEAVE_S) -> None:
+    def __init__(self, ended: Ended, log: Log | None = None, *, leave_s: float = LEAVE_S) -> None:
         self._ended = ended
+        self._log = Log("error") if log is None else log
         self._leave_s = leave_s
         self._in_use: dict[CacheConfig, Lanes] = {}
         self._leaving: dict[asyncio.Task[None], Lanes] = {}
         self._breaker = BreakerSettings()
+        self._down: set[Breaker] = set()
+        """Those that have not been closed since they opened."""
 
     @property
     def in_use(self) -> tuple[Lanes, ...]:
@@ -85,16 +89,24 @@ class Caches:
         long = CacheClient(cache.name, *cache.address, slow, self._ended, below)
         replay = Replay(quick, long)
         lanes = Lanes(cache.name, kind, quick, long, replay, cache.address)
-        for each in (breaker, below):
-            each.changed = functools.partial(self._note_change, lanes)
+        for called, each in (("fast", breaker), ("slow", below)):
+            each.changed = functools.partial(self._note_change, lanes, called, each)
         return lanes
 
-    def _note_change(self, lanes: Lanes) -> None:
-        """A breaker of a cache has another state."""
+    def _note_change(self, lanes: Lanes, lane: str, breaker: Breaker) -> None:
+        """A breaker has another state."""
         if lanes.fast.breaker.closed:
             lanes.replay.release_order()
         else:
             lanes.replay.hold_order()
+        if breaker.state is State.OPEN and breaker not in self._down:
+            self._down.add(breaker)
+            self._log.sampled(
+                f"cache {lanes.name} {lane}", "cache down", cache=lanes.name, lane=lane, why=breaker.why
+            )
+        elif breaker.state is State.CLOSED:
+            self._down.discard(breaker)
+            self._log.info("cache up", cache=lanes.name, lane=lane, was=breaker.why)
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
@@ -110,6 +122,21 @@ class Caches:
             yield from lanes.replay.unended()
             yield from lanes.slow.unended()
 
+    def left_behind(self, open_targets: int, now: float) -> int:
+        """How many of the open targets wait only for caches that do not keep up; 0 if all caches do, or none.
+
+        What the others have in hand is counted at the busiest: each is sent every target, so that
+        one has about all that any of them has.
+        """
+        up = [
+            lanes
+            for lanes in self._in_use.values()
+            if lanes.slow.breaker.closed and not lanes.fast.is_stalled(now)
+        ]
+        if not up or len(up) == len(self._in_use):
+            return 0
+        return max(0, open_targets - max(in_hand(lanes) for lanes in up))
+
     @property
     def quick_is_idle(self) -> bool:
         """Whether no purge and no ban is in hand."""
@@ -122,6 +149,12 @@ class Caches:
         for lanes in (*self.in_use, *self.leaving):
             lanes.fast.close()
             lanes.slow.close()
+
+
+def in_hand(lanes: Lanes) -> int:
+    """Targets that a cache has not done yet."""
+    clients = (lanes.fast, lanes.slow)
+    return lanes.replay.waiting + sum(client.waiting + client.in_flight for client in clients)
 
 
 def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:

@@ -62,7 +62,7 @@ def test_a_rate_opens_it_once_there_are_enough() -> None:
     breaker.note(OK, 2.0)
     breaker.note(FAILED, 2.0, why="full: 503")
     assert breaker.state is State.OPEN
-    assert breaker.why == "10 of 20 requests failed in 10 s, the last one: full: 503"
+    assert breaker.why == "full: 503 (10 of 20 requests failed in 10 s)"
 
 
 def test_a_rate_looks_back_ten_seconds() -> None:
