@@ -138,8 +138,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_backoff", "_random", "_settings", "_window", "above", "changed", "consecutive", "last_error",
-        "retry_at", "since", "state", "unwell_since", "why",
+        "_backoff", "_random", "_settings", "_window", "above", "changed", "consecutive", "heard_at",
+        "last_error", "retry_at", "since", "state", "unwell_since", "why",
     )  # fmt: skip
 
     def __init__(
@@ -161,6 +161,8 @@ class Breaker:
         self.unwell_since: float | None = None
         """When it opened, if it has not been closed since."""
         self.consecutive = 0
+        self.heard_at = 0.0
+        """When a request was answered last."""
         self.last_error = ""
         self.why = ""
         self.retry_at = 0.0
@@ -223,6 +225,7 @@ class Breaker:
         """`count` requests have ended so. `in_a_row`: how many errors that is, see above."""
         self._window.add(outcome, count, now)
         if outcome is Outcome.OK:
+            self.heard_at = now
             self.consecutive = 0
             if self.state is State.HALF_OPEN:
                 self._change(Event.MENDED, now)

@@ -49,6 +49,13 @@ class CacheConfig(msgspec.Struct, frozen=True):
     files: NginxFiles | None = None
     """Where an nginx keeps its objects, if the agent is to look there."""
     purge: bool = False
+    group: str = ""
+    probe: str = ""
+
+    @property
+    def identity(self) -> CacheConfig:
+        """It without what may change while it stays the same cache."""
+        return msgspec.structs.replace(self, group="", probe="")
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -152,7 +159,14 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         breaker=BreakerSettings(**values["breaker"]),
         caches=[
             CacheConfig(
-                row["name"], row["kind"], _address(row["address"]), row["requests"], _files(row), row["purge"]
+                row["name"],
+                row["kind"],
+                _address(row["address"]),
+                row["requests"],
+                _files(row),
+                row["purge"],
+                row["group"],
+                row["probe"],
             )
             for row in caches
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,24 @@ import msgspec
 from proxyd.addresses import format_address
 from proxyd.dispatch import Lanes
 from proxyd.lane_client import LaneClient
+
+
+class CacheState(enum.Enum):
+    """Whether a cache can be purged, and has been of all that it should have been."""
+
+    UP = "up"
+    DOWN = "down"
+    REPLAYING = "replaying"
+
+
+def state_of(cache: Lanes) -> tuple[CacheState, str]:
+    """The state of a cache, and why, unless it is up."""
+    breaker = cache.fast.breaker
+    if not breaker.closed:
+        return CacheState.DOWN, breaker.reason
+    if cache.replay.catching_up:
+        return CacheState.REPLAYING, f"{cache.fast.waiting + cache.fast.in_flight} targets to go"
+    return CacheState.UP, ""
 
 
 def describe_caches(caches: Iterable[Lanes], now: float) -> list[dict[str, Any]]:
@@ -26,17 +45,13 @@ def describe_caches(caches: Iterable[Lanes], now: float) -> list[dict[str, Any]]
 def _describe(cache: Lanes, now: float) -> dict[str, Any]:
     breaker = cache.fast.breaker
     down_since = breaker.down_since
-    state, why = "up", ""
-    if down_since is not None:
-        state, why = "down", breaker.reason
-    elif cache.replay.catching_up:
-        state, why = "replaying", f"{cache.fast.waiting + cache.fast.in_flight} targets to go"
+    state, why = state_of(cache)
     return {
         "cache": cache.name,
         "kind": cache.kind.name,
         "address": format_address(cache.address),
         "group": cache.group,
-        "state": state,
+        "state": state.value,
         "why": why,
         "down_for_s": None if down_since is None else round(now - down_since, 1),
         "waiting": cache.fast.waiting + cache.slow.waiting + cache.replay.waiting,

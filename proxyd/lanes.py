@@ -24,6 +24,7 @@ from proxyd.lane_client import LaneClient
 from proxyd.local import LocalClient
 from proxyd.logs import Log
 from proxyd.pipeline import CacheClient, Ended
+from proxyd.probes import Prober
 from proxyd.replay import Replay
 from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
@@ -41,6 +42,7 @@ class Caches:
         self._leave_s = leave_s
         self._in_use: dict[CacheConfig, Lanes] = {}
         self._leaving: dict[asyncio.Task[None], Lanes] = {}
+        self._probers: dict[CacheConfig, Prober] = {}
         self._breaker = BreakerSettings()
         self._down: set[Breaker] = set()
         """Those that have not been closed since they opened."""
@@ -61,18 +63,36 @@ class Caches:
         slow = _limits(config.slow, config.breaker, streaming=True)
         before, self._in_use = self._in_use, {}
         for cache in config.caches:
-            lanes = before.pop(cache, None)
+            lanes = before.pop(cache.identity, None)
             if lanes is None:
                 lanes = self._make(cache, config.fast, slow)
             else:
                 lanes.fast.set_limits(_fast_limits(config.fast, config.breaker, lanes.kind))
                 lanes.slow.set_limits(slow)
                 lanes.fast.breaker.settings = lanes.slow.breaker.settings = config.breaker
-            self._in_use[cache] = lanes
+            if lanes.group != cache.group:
+                lanes = msgspec.structs.replace(lanes, group=cache.group)
+            self._in_use[cache.identity] = lanes
+            self._probe(lanes, cache)
+        for identity in before:
+            self._probers.pop(identity).close()
         for lanes in before.values():
             task = asyncio.get_running_loop().create_task(self._let_go(lanes))
             self._leaving[task] = lanes
             task.add_done_callback(self._leaving.pop)
+
+    def _probe(self, lanes: Lanes, cache: CacheConfig) -> None:
+        prober = self._probers.get(cache.identity)
+        if prober is None:
+            self._probers[cache.identity] = Prober(lanes, cache.probe)
+        else:
+            prober.path = cache.probe
+
+    def probe(self) -> None:
+        """Asks caches whether they are there, where it is time; to be called a few times a second."""
+        now = asyncio.get_running_loop().time()
+        for prober in self._probers.values():
+            prober.look(now)
 
     def _make(self, cache: CacheConfig, lane: LaneConfig, slow: Limits) -> Lanes:
         files = cache.files
@@ -144,6 +164,8 @@ class Caches:
 
     def close(self) -> None:
         """Drops everything at once."""
+        for prober in self._probers.values():
+            prober.close()
         for task in self._leaving:
             task.cancel()
         for lanes in (*self.in_use, *self.leaving):

@@ -195,8 +195,9 @@ class LocalClient:
         exchanges, batch.exchanges = batch.exchanges, []
         failed = sum(isinstance(result, str) for result in results[: len(exchanges)])
         now = self._loop.time()
-        self.breaker.note(Outcome.FAILED, now, failed, blame=False)
-        self.breaker.note(Outcome.OK, now, len(exchanges) - failed)
+        for outcome, count in ((Outcome.FAILED, failed), (Outcome.OK, len(exchanges) - failed)):
+            if count:
+                self.breaker.note(outcome, now, count, blame=False)
         for exchange, result in zip(exchanges, results, strict=False):
             if result is TAKE_ALONG:
                 self._for_sweep.append(exchange)

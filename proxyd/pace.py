@@ -16,6 +16,8 @@ nothing is wrong, the limit is `most`: then this costs two comparisons a lump.
 
 from __future__ import annotations
 
+import math
+
 # No cache that is well takes this long for a purge, even behind a full pipeline on a busy machine.
 LATE_S = 0.1
 LATE_FACTOR = 8
@@ -35,7 +37,7 @@ class Pace:
         self.most = self.limit = max(1, most)
         self._threshold = self.most
         """Up to here the limit doubles."""
-        self._floor_s = LATE_S
+        self._floor_s = math.inf
         self._floor_at = 0.0
         self._cut_at = 0.0
 

@@ -92,6 +92,11 @@ def _kind_fault(value: Any) -> str | None:
     return f"{value!r} is not one of {', '.join(KINDS)}"
 
 
+def _probe_fault(value: Any) -> str | None:
+    fine = value == "" or re.fullmatch(r"/[!-~]{0,1023}", value)
+    return None if fine else f"{value!r} is not a path: / and at most 1,023 of the characters ! to ~"
+
+
 def _folder_fault(value: Any) -> str | None:
     return None if value == "" or value.startswith("/") else f"{value!r} does not begin with /"
 
@@ -196,6 +201,11 @@ TABLE: tuple[Setting, ...] = (
             Reload.COMES_AND_GOES),
     Setting("cache", "address", str, REQUIRED, "HOST:PORT", "where it takes purges", _address_fault,
             Reload.COMES_AND_GOES),
+    Setting("cache", "group", str, "", _NAME_WANTED,
+            "what it is shown under, among several; empty: nothing", _key_fault),
+    Setting("cache", "probe", str, "", "a path",
+            "what it is asked for with GET when it was silent; empty: only whether it takes a connection",
+            _probe_fault),
     Setting("cache", "path", str, "", "an absolute path",
             "nginx: its cache folder, as in proxy_cache_path; empty: objects are fetched anew instead",
             _folder_fault, Reload.COMES_AND_GOES),
