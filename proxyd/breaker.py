@@ -10,9 +10,9 @@ requests ended in the last 10 s and `error_rate` of them badly. OPEN: nothing is
 meanwhile is counted, and changes nothing.
 
 An error is what the *cache* did: no connection, no answer in time, a connection that is reset or spoilt, an
-answer of 500 and above. A 4xx is an answer: the cache is alive, and is configured so that it refuses (403,
-405). Where an answer is the object itself (a prefetch, an nginx that fetches anew), 5xx and silence may be an
-origin's: they are counted, but no `blame` is in them, and they do not open it.
+answer of 500 and above. A 4xx or a 501 is an answer: the cache is alive, and its configuration refuses (403,
+405) or does not know PURGE. Where an answer is the object itself (a prefetch, an nginx that fetches anew),
+5xx and silence may be an origin's: they are counted, but no `blame` is in them, and they do not open it.
 
 In a row, an error is an event: a connection that falls silent with 64 requests on it is one (of 64
 time-outs). Else one request that hangs a thread of the cache would open it, while all other connections are

@@ -33,8 +33,10 @@ SWEEP_S = 0.25
 PATIENCE_EVERY_S = 1.0
 # A cache that refuses connections is asked again after this, until the breaker opens.
 CONNECT_AGAIN_S = 0.05
-# From here on a status says that the cache could not, not that it would not.
+# From here on a status says that the cache could not, not that it would not ...
 SERVER_ERROR = 500
+# ... but for this one: it does not know the method. That is for its configuration to mend.
+NOT_IMPLEMENTED = 501
 # A cache that has said nothing for so long with requests under way does not keep up, see `lanes.py`.
 STALLED_S = 0.5
 # Requests that one connection takes at once before the next one gets any: below this, fewer
@@ -343,7 +345,7 @@ class CacheClient:
                 ended(exchange, None)
                 continue
             why = str(deed.judge(status))
-            if status >= SERVER_ERROR:
+            if status >= SERVER_ERROR and status != NOT_IMPLEMENTED:
                 could_not += 1
                 self.breaker.last_error = why = self._source_of_5xx.of(why)
             ended(exchange, self._named(why))
