@@ -62,7 +62,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.IntEnum):
     """How a request ended. The value is the row of the window that counts it."""
 
     OK = 0
@@ -110,15 +110,16 @@ class Window:
         self._buckets = [[0, 0, 0] for _ in range(WINDOW_S + 1)]
         self._second = 0
         self.sums = [0, 0, 0]
-        """By the values of `Outcome`."""
+        """By `Outcome`."""
 
     def add(self, outcome: Outcome, count: int, now: float) -> None:
         """Counts."""
         second = int(now)
         if second != self._second:
             self.advance(now)
-        self._buckets[self._second % (WINDOW_S + 1)][outcome.value] += count
-        self.sums[outcome.value] += count
+            second = self._second
+        self._buckets[second % (WINDOW_S + 1)][outcome] += count
+        self.sums[outcome] += count
 
     def advance(self, now: float) -> None:
         """Forgets what is too old. A clock that goes back changes nothing."""
@@ -138,8 +139,8 @@ class Breaker:
     """
 
     __slots__ = (
-        "_backoff", "_random", "_settings", "_window", "above", "changed", "consecutive", "heard_at",
-        "last_error", "retry_at", "since", "state", "unwell_since", "why",
+        "_backoff", "_below", "_random", "_settings", "_window", "above", "changed", "closed", "consecutive",
+        "heard_at", "last_error", "retry_at", "since", "state", "unwell_since", "why",
     )  # fmt: skip
 
     def __init__(
@@ -154,6 +155,11 @@ class Breaker:
         self._window = Window()
         self.above = above
         """Nothing is sent while that one is not closed."""
+        self.closed: bool = above is None or above.closed
+        """Whether everything is sent. (Looked at once a purge: so it is no property.)"""
+        self._below: list[Breaker] = []
+        if above is not None:
+            above._below.append(self)
         self.changed: Callable[[], None] = lambda: None
         self.state = State.CLOSED
         self.since: float | None = None
@@ -181,11 +187,6 @@ class Breaker:
     def _fresh_backoff(self) -> Backoff:
         first_s, max_s = self._settings.retry_first_s, self._settings.retry_max_s
         return Backoff(first_s, max(first_s, max_s), self._random)
-
-    @property
-    def closed(self) -> bool:
-        """Whether everything is sent."""
-        return self.state is State.CLOSED and (self.above is None or self.above.closed)
 
     @property
     def down_since(self) -> float | None:
@@ -265,6 +266,7 @@ class Breaker:
     def _change(self, event: Event, now: float) -> None:
         self.state = TRANSITIONS[self.state][event]
         self.since = now
+        self._settle()
         if self.state is State.CLOSED:
             self._backoff.reset()
             self.unwell_since = None
@@ -274,6 +276,11 @@ class Breaker:
             if self.unwell_since is None:
                 self.unwell_since = now
         self.changed()
+
+    def _settle(self) -> None:
+        self.closed = self.state is State.CLOSED and (self.above is None or self.above.closed)
+        for each in self._below:
+            each._settle()
 
     def row(self, now: float, concurrency: int) -> BreakerRow:
         """What is shown of it. `concurrency`: requests that are under way."""

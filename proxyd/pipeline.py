@@ -349,7 +349,10 @@ class CacheClient:
                 could_not += 1
                 self.breaker.last_error = why = self._source_of_5xx.of(why)
             ended(exchange, self._named(why))
-        self._note_answers(len(statuses) - could_not, could_not, now)
+        if could_not:
+            self._note_breakdown(len(statuses) - could_not, could_not, now)
+        else:
+            self.breaker.note(Outcome.OK, now, len(statuses))
         if self._was_down and self.breaker.closed:
             self._resume()
         connection.alone = False
@@ -401,16 +404,16 @@ class CacheClient:
     def _source_of_5xx(self) -> Cause:
         return Cause.BEHIND if self.limits.streaming else Cause.FULL
 
-    def _note_answers(self, good: int, could_not: int, now: float) -> None:
+    def _note_breakdown(self, good: int, could_not: int, now: float) -> None:
+        """Of the answers that came together some were of 500 and above."""
         if good:
             self.breaker.note(Outcome.OK, now, good)
-        if could_not:
-            # (An origin's, where answers are streamed: see `breaker.py`.)
-            blame = not self.limits.streaming
-            in_a_row = could_not if not good else 1
-            self.breaker.note(Outcome.FAILED, now, could_not, in_a_row=in_a_row, blame=blame)
-            if blame:
-                self.pace.failed(now)
+        # (An origin's, where answers are streamed: see `breaker.py`.)
+        blame = not self.limits.streaming
+        in_a_row = could_not if not good else 1
+        self.breaker.note(Outcome.FAILED, now, could_not, in_a_row=in_a_row, blame=blame)
+        if blame:
+            self.pace.failed(now)
 
     def _note_no_connection(self, outcome: Outcome, why: str) -> None:
         now = self._loop.time()
