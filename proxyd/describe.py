@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from proxyd.addresses import format_address
-from proxyd.dispatch import Lanes
 from proxyd.lane_client import LaneClient
+from proxyd.route import Lanes
 
 
 class CacheState(enum.Enum):
@@ -35,7 +35,7 @@ def describe_caches(caches: Iterable[Lanes], now: float) -> list[dict[str, Any]]
     """A dict a cache, in the order of the configuration; values are text, numbers, None, lists and dicts.
 
     `state`: "up"; "down" while its fast lane's breaker is not closed; "replaying" until what waited for it
-    then has ended. `why` says more, unless it is up. `waiting`: targets that are not sent, in both lanes.
+    then has ended. `why` says more, unless it is up. `waiting`: targets that are not sent, in all lanes.
     `lanes` are breakers: see `breaker.BreakerRow`. `bans` is None where nobody has counted them. Times are in
     seconds.
     """
@@ -54,11 +54,11 @@ def _describe(cache: Lanes, now: float) -> dict[str, Any]:
         "state": state.value,
         "why": why,
         "down_for_s": None if down_since is None else round(now - down_since, 1),
-        "waiting": cache.fast.waiting + cache.slow.waiting + cache.replay.waiting,
-        "in_flight": cache.fast.in_flight + cache.slow.in_flight,
+        "waiting": sum(client.waiting for client in cache.clients) + cache.replay.waiting,
+        "in_flight": sum(client.in_flight for client in cache.clients),
         "queue_max": breaker.settings.queue_max,
         "bans": None,
-        "lanes": [_describe_lane("fast", cache.fast, now), _describe_lane("slow", cache.slow, now)],
+        "lanes": [_describe_lane(cache.lane_name(client), client, now) for client in cache.clients],
     }
 
 

@@ -19,13 +19,14 @@ from proxyd.caches import KINDS, CacheKind, kind_of
 from proxyd.caches.nginx_files import NginxFolder
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
-from proxyd.dispatch import Lanes
 from proxyd.lane_client import LaneClient
 from proxyd.local import LocalClient
 from proxyd.logs import Log
+from proxyd.looking import LookClient
 from proxyd.pipeline import CacheClient, Ended
 from proxyd.probes import Prober
 from proxyd.replay import Replay
+from proxyd.route import Lanes
 from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
 
@@ -65,11 +66,14 @@ class Caches:
         for cache in config.caches:
             lanes = before.pop(cache.identity, None)
             if lanes is None:
-                lanes = self._make(cache, config.fast, slow)
+                lanes = self._make(cache, config, slow)
             else:
                 lanes.fast.set_limits(_fast_limits(config.fast, config.breaker, lanes.kind))
                 lanes.slow.set_limits(slow)
-                lanes.fast.breaker.settings = lanes.slow.breaker.settings = config.breaker
+                for client in lanes.clients:
+                    client.breaker.settings = config.breaker
+                if lanes.look is not None:
+                    lanes.look.set_limits(_look_limits(config))
             if lanes.group != cache.group:
                 lanes = msgspec.structs.replace(lanes, group=cache.group)
             self._in_use[cache.identity] = lanes
@@ -94,31 +98,40 @@ class Caches:
         for prober in self._probers.values():
             prober.look(now)
 
-    def _make(self, cache: CacheConfig, lane: LaneConfig, slow: Limits) -> Lanes:
+    def _make(self, cache: CacheConfig, config: AgentConfig, slow: Limits) -> Lanes:
         files = cache.files
         path = files.path if files else ""
         kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge) or KINDS[cache.kind]
-        fast = _fast_limits(lane, self._breaker, kind)
+        fast = _fast_limits(config.fast, config.breaker, kind)
         quick: LaneClient
         breaker = Breaker(self._breaker)
-        below = Breaker(self._breaker, above=None if files is not None else breaker)
+        # (Files say nothing of who serves them.)
+        above = None if files is not None else breaker
         if files is not None:
             quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended, breaker)
         else:
             quick = CacheClient(cache.name, *cache.address, fast, self._ended, breaker)
-        long = CacheClient(cache.name, *cache.address, slow, self._ended, below)
-        replay = Replay(quick, long)
-        lanes = Lanes(cache.name, kind, quick, long, replay, cache.address)
-        for called, each in (("fast", breaker), ("slow", below)):
-            each.changed = functools.partial(self._note_change, lanes, called, each)
+        long = CacheClient(cache.name, *cache.address, slow, self._ended, self._breaker_below(above))
+        look = None
+        if kind.look is not None:
+            limits = _look_limits(config)
+            look = LookClient(cache.name, *cache.address, limits, self._ended, self._breaker_below(above))
+        replay = Replay(quick, long, look)
+        lanes = Lanes(cache.name, kind, quick, long, replay, look, cache.soft, cache.address, cache.group)
+        for client in lanes.clients:
+            client.breaker.changed = functools.partial(self._note_change, lanes, client)
         return lanes
 
-    def _note_change(self, lanes: Lanes, lane: str, breaker: Breaker) -> None:
+    def _breaker_below(self, above: Breaker | None) -> Breaker:
+        return Breaker(self._breaker, above)
+
+    def _note_change(self, lanes: Lanes, client: LaneClient) -> None:
         """A breaker has another state."""
         if lanes.fast.breaker.closed:
             lanes.replay.release_order()
         else:
             lanes.replay.hold_order()
+        breaker, lane = client.breaker, lanes.lane_name(client)
         if breaker.state is State.OPEN and breaker not in self._down:
             self._down.add(breaker)
             self._log.sampled(
@@ -130,7 +143,7 @@ class Caches:
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
-        for client in (lanes.fast, lanes.slow):
+        for client in (*lanes.quick_clients, lanes.slow):
             client.give_up("taken out of the configuration")
 
     def unended(self) -> Iterator[Exchange]:
@@ -141,6 +154,8 @@ class Caches:
                 yield from exchange.followers or ()
             yield from lanes.replay.unended()
             yield from lanes.slow.unended()
+            if lanes.look is not None:
+                yield from lanes.look.unended()
 
     def left_behind(self, open_targets: int, now: float) -> int:
         """How many of the open targets wait only for caches that do not keep up; 0 if all caches do, or none.
@@ -169,20 +184,23 @@ class Caches:
         for task in self._leaving:
             task.cancel()
         for lanes in (*self.in_use, *self.leaving):
-            lanes.fast.close()
-            lanes.slow.close()
+            for client in (*lanes.quick_clients, lanes.slow):
+                client.close()
 
 
 def in_hand(lanes: Lanes) -> int:
     """Targets that a cache has not done yet."""
-    clients = (lanes.fast, lanes.slow)
-    return lanes.replay.waiting + sum(client.waiting + client.in_flight for client in clients)
+    waiting = sum(client.waiting + client.in_flight for client in lanes.clients)
+    return waiting + lanes.replay.waiting + (0 if lanes.look is None else lanes.look.delayed)
 
 
 def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
     """Whether nothing waits and nothing is in flight."""
-    clients = [client for lanes in all_lanes for client in (lanes.fast, lanes.slow)[: 1 if quick_only else 2]]
-    return not any(client.waiting or client.in_flight for client in clients)
+    for lanes in all_lanes:
+        clients = lanes.quick_clients if quick_only else (*lanes.quick_clients, lanes.slow)
+        if any(client.waiting or client.in_flight for client in clients) or lanes.looks_waiting:
+            return False
+    return True
 
 
 def _fast_limits(lane: LaneConfig, breaker: BreakerSettings, kind: CacheKind) -> Limits:
@@ -191,6 +209,17 @@ def _fast_limits(lane: LaneConfig, breaker: BreakerSettings, kind: CacheKind) ->
         return limits
     # Behind a large object the next one would wait, and be blamed for it.
     return msgspec.structs.replace(limits, depth=1, until_closed=True)
+
+
+def _look_limits(config: AgentConfig) -> Limits:
+    limits = _limits(config.fast, config.breaker)
+    timeout_s = config.look.answer_timeout_s
+    return msgspec.structs.replace(
+        limits,
+        connections=config.look.connections,
+        answer_timeout_s=timeout_s,
+        whole_timeout_s=max(timeout_s, limits.whole_timeout_s),
+    )
 
 
 def _limits(lane: LaneConfig, breaker: BreakerSettings, *, streaming: bool = False) -> Limits:

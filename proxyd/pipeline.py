@@ -303,9 +303,7 @@ class CacheClient:
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(self.limits.connect_timeout_s):
-                await self._loop.create_connection(
-                    lambda: Connection(self, self._loop), self._host, self._port
-                )
+                await self._loop.create_connection(self.make_connection, self._host, self._port)
         except TimeoutError:
             why = f"no connection within {self.limits.connect_timeout_s:g} s"
             self._note_no_connection(Outcome.TIMEOUT, Cause.FULL.of(why))
@@ -319,6 +317,10 @@ class CacheClient:
             self._connecting -= 1
         self._pump()
 
+    def make_connection(self) -> Connection:
+        """A fresh one, to be connected."""
+        return Connection(self, self._loop)
+
     # What connections tell.
 
     def opened(self, connection: Connection) -> None:
@@ -331,7 +333,8 @@ class CacheClient:
     def answered(self, connection: Connection, statuses: list[int]) -> None:
         """Answers came, in the order of the requests."""
         now = connection.progress_at
-        self.pace.answered(now - connection.in_flight[0].sent_at, now)
+        # (Of an object, how long it took says nothing of the cache.)
+        self.pace.answered(0.0 if self.limits.streaming else now - connection.in_flight[0].sent_at, now)
         if connection.answered == 0:
             self._not_before = 0.0
         connection.answered += len(statuses)

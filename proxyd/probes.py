@@ -24,9 +24,9 @@ from proxyd.addresses import format_address
 from proxyd.blame import Death
 from proxyd.breaker import Breaker, Outcome, State
 from proxyd.causes import Cause, cause_of_death, cause_of_error
-from proxyd.dispatch import Lanes
 from proxyd.local import LocalClient
 from proxyd.pipeline import SERVER_ERROR
+from proxyd.route import Lanes
 
 # A probe is answered by the cache itself, without an origin: more than this is no health.
 TIMEOUT_S = 2.0

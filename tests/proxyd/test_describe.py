@@ -24,6 +24,7 @@ def test_a_cache_that_is_down_says_why() -> None:
         assert (row["state"], row["why"], row["down_for_s"], row["waiting"]) == ("up", "", None, 0)
         assert [(lane["lane"], lane["state"], lane["successes"]) for lane in row["lanes"]] == [
             ("fast", "closed", 5),
+            ("look", "closed", 0),
             ("slow", "closed", 0),
         ]
         for _ in range(3):
