@@ -168,6 +168,8 @@ TABLE: tuple[Setting, ...] = (
     _number("agent", "drop_after_s", 0, 0, DROP_AFTER_MAX_S,
             "after how long an absence (s) an engine may have it drop the whole cache; 0: never",
             Reload.GREETING),
+    Setting("agent", "verify", bool, False, "true or false",
+            "whether everything that can be verified is, not only tasks with verify=1", _any),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),

@@ -245,6 +245,21 @@ def test_a_copy_that_came_back_is_purged_again() -> None:
 
 
 @pytest.mark.needs("varnishd")
+def test_by_configuration_what_can_be_verified_is(varnish: Varnish, host: str) -> None:
+    async def act() -> list[Ended]:
+        section = {"name": "v", "kind": "varnish", "address": varnish.address}
+        with Site(section, agent={"name": "p", "verify": True}) as site:
+            url = await site.do(PushHead("url"), f"http://{host}/a")
+            return [url, await site.do(PushHead("regex"), f"http://{host}/a.*")]
+
+    url, pattern = run(act())
+    assert url.done
+    assert url.evidence[0].verified_ms is not None
+    assert pattern.done
+    assert pattern.evidence == []
+
+
+@pytest.mark.needs("varnishd")
 def test_a_varnish_without_look_is_told_apart(origin: Origin) -> None:
     """An older refreshd.vcl passes LOOK on, and the origin says what it likes."""
     host, _, port = origin.address.rpartition(":")
