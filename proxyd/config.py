@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from proxyd.addresses import parse_address
+from proxyd.breaker import BreakerSettings
 from proxyd.caches import KINDS, Request, Requests, http, kind_of
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.caches.nginx_key import BadKey, KeyTemplate
@@ -23,6 +24,7 @@ from proxyd.errors import ConfigError
 from proxyd.settings import (
     LIST_MAX,
     LIST_SECTIONS,
+    MOVED,
     REQUEST_TABLE,
     REQUIRED,
     SECTIONS,
@@ -47,6 +49,14 @@ class CacheConfig(msgspec.Struct, frozen=True):
     files: NginxFiles | None = None
     """Where an nginx keeps its objects, if the agent is to look there."""
     purge: bool = False
+    soft: bool = False
+    group: str = ""
+    probe: str = ""
+
+    @property
+    def identity(self) -> CacheConfig:
+        """It without what may change while it stays the same cache."""
+        return msgspec.structs.replace(self, group="", probe="")
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -56,8 +66,15 @@ class LaneConfig(msgspec.Struct, frozen=True):
     connect_timeout_s: float
     answer_timeout_s: float
     whole_timeout_s: float
-    patience_s: float
     depth: int = 1
+    bans_max: int = 0
+
+
+class LookConfig(msgspec.Struct, frozen=True):
+    """[look]; times in seconds."""
+
+    connections: int
+    answer_timeout_s: float
 
 
 class SlowConfig(LaneConfig, frozen=True, kw_only=True):
@@ -92,9 +109,12 @@ class AgentConfig(msgspec.Struct, frozen=True):
     health_listen: str
     caught_up_wait_s: float
     drop_after_s: int
+    verify: bool
     log_level: str
     fast: LaneConfig
     slow: SlowConfig
+    breaker: BreakerSettings
+    look: LookConfig
     caches: list[CacheConfig]
 
 
@@ -137,6 +157,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     reader.check_caches(caches)
     reader.read_requests(document, caches)
     reader.check_nginx(caches)
+    reader.check_soft(caches)
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
@@ -158,12 +179,23 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         health_listen=agent["health_listen"],
         caught_up_wait_s=agent["caught_up_wait_s"],
         drop_after_s=agent["drop_after_s"],
+        verify=agent["verify"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=_slow(values["slow"]),
+        look=LookConfig(**values["look"]),
+        breaker=BreakerSettings(**values["breaker"]),
         caches=[
             CacheConfig(
-                row["name"], row["kind"], _address(row["address"]), row["requests"], _files(row), row["purge"]
+                name=row["name"],
+                kind=row["kind"],
+                address=_address(row["address"]),
+                requests=row["requests"],
+                files=_files(row),
+                purge=row["purge"],
+                soft=row["soft"],
+                group=row["group"],
+                probe=row["probe"],
             )
             for row in caches
         ],
@@ -246,7 +278,9 @@ class _Reader:
         shown = f"[[{section}]]" if section in LIST_SECTIONS else f"[{section}]"
         for key in table:
             if key not in rows and key not in more:
-                text = f"unknown key {key!r} in {shown}{_nearest(key, [*rows, *more])}"
+                moved = MOVED.get((section, key))
+                hint = f"; it is {moved} now" if moved else _nearest(key, [*rows, *more])
+                text = f"unknown key {key!r} in {shown}{hint}"
                 self.blame(text, section, number, key)
         values: dict[str, Any] = {}
         for key, setting in rows.items():
@@ -337,6 +371,14 @@ class _Reader:
             else:
                 for key in set(given) - {"purge"}:
                     self.blame(f"{key} says nothing without path", "cache", number, key)
+
+    def check_soft(self, caches: list[dict[str, Any]]) -> None:
+        """It stands only where the kind can do it."""
+        for number, cache in enumerate(caches):
+            kind = KINDS.get(cache["kind"] or "")
+            if cache["soft"] and kind is not None and not kind.soft:
+                able = ", ".join(repr(each.name) for each in KINDS.values() if each.soft)
+                self.blame(f"soft is for kind {able} only", "cache", number, "soft")
 
     def check_drops(self, caches: list[dict[str, Any]]) -> None:
         """Each can be told to drop all that it holds."""

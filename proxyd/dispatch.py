@@ -9,6 +9,15 @@ overshoot it, by the targets of 1 MiB. An open target costs 0.3 to 0.6 KB here.
 With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB; 85 while the agent is
 behind, where what waits can be merged (`merging.py`).
 
+With several caches, what one of them does not do stays open though all others have done it, and would use up
+the credit that they live of. So where a cache does not keep up (its breaker is not closed, or it has not
+answered for 0.5 s; see `Caches.left_behind`), the agent grants the engines more, in steps, as many targets as
+wait for such caches only: at most `[breaker] queue_max` E in all, E / L on each link (`Links.grant`). Credit
+cannot be taken back, so it counts until the link greets anew; then the bound is 2 × credit × L + E. With the
+defaults, and E = 100,000: at most 165,536 targets, 100 MB, and that only while a cache is down. Beyond E the
+credit holds the engines again; what is put into the queue of a cache whose breaker is not closed beyond E
+fails there at once.
+
 A task is known by the scope of the engine that pushed it, and its id:
 
     push ──not known──────────────────────────────► begun
@@ -21,84 +30,49 @@ A task is known by the scope of the engine that pushed it, and its id:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 
-import msgspec
+from msgspec import structs
 
-from proxyd.caches import CacheKind, Deed
+from proxyd.caches import Deed
+from proxyd.course import Course, End, Lane, Plan, Step
 from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
 from proxyd.errors import BadTarget
-from proxyd.evidence import is_evidence_wanted
+from proxyd.evidence import Evidence, is_evidence_wanted
 from proxyd.homes import Home, add_home, drop_home, is_told, leave_home, move_home, parts_of
-from proxyd.lane_client import LaneClient
 from proxyd.merging import DROP
 from proxyd.outbox import Outbox
-from proxyd.replay import Door, Replay
-from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_pattern, split_tag, split_target
+from proxyd.proving import make_course, plan_proof
+from proxyd.replay import Door
+from proxyd.route import Lanes, Route, plan_route
+from proxyd.targets import TARGET_OF_DROP
 from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
-SLOW_TYPES = frozenset({"prefetch"})
-"""What goes through the slow lane; all else is quick."""
 DROP_HEAD = PushHead(type=DROP, priority=9)
 """Of a drop of the whole cache. It goes first: what waits is satisfied by it."""
 OVERCOMMIT = 2
 DROP_CONTENT = b"\0drop"
 """Stands for what a drop asks for; no targets have this content."""
+NO_DEED = Deed(method=b"", good=frozenset())
+"""Of a course that has not begun."""
 NO_HEAD = PushHead(type="")
 """Of a push that could not be read."""
-
-
-class Lanes(msgspec.Struct, frozen=True):
-    """One cache: what it is, and a client of its own for each lane."""
-
-    name: str
-    kind: CacheKind
-    fast: LaneClient
-    slow: LaneClient
-    replay: Replay
-
-
-class Route(msgspec.Struct, frozen=True):
-    """What is done for one task type: at which caches, and why not at the others."""
-
-    steps: tuple[tuple[Deed, Door], ...]
-    refusal: str | None
-    split: Callable[[bytes], tuple[bytes, bytes]]
-
-
-SPLITS = {"dir": split_directory, "regex": split_pattern, "tag": split_tag, DROP: split_drop}
-
-
-def plan_route(task_type: str, caches: Iterable[Lanes], *, replaying: bool = False) -> Route:
-    """The route of a task type; the first refusal stands for all.
-
-    While `replaying`, each cache's own order holds (`replay.py`).
-    """
-    steps: list[tuple[Deed, Door]] = []
-    refusal: str | None = None
-    for cache in caches:
-        deed, why = cache.kind.deed_of(task_type)
-        if deed is not None:
-            steps.append((deed, _door_of(cache, task_type, replaying=replaying)))
-        elif refusal is None:
-            refusal = f"cache {cache.name}: type={task_type} refused: {why}"
-    return Route(tuple(steps), refusal, SPLITS.get(task_type, split_target))
-
-
-def _door_of(cache: Lanes, task_type: str, *, replaying: bool) -> Door:
-    if task_type in SLOW_TYPES:
-        return cache.replay.prefetches if replaying else cache.slow
-    return cache.replay if replaying else cache.fast
 
 
 class Dispatcher:
     """Holds the tasks in flight. It calls `hold(True)` when overfull, `hold(False)` when there is room."""
 
-    def __init__(self, hold: Callable[[bool], None]) -> None:
+    def __init__(self, hold: Callable[[bool], None], clock: Callable[[], float] = time.time) -> None:
         self._hold = hold
         self._caches: tuple[Lanes, ...] = ()
         self._routes: dict[str, Route] = {}
+        self._forced_routes: dict[str, Route] = {}
+        self._clock = clock
+        self._provable: dict[tuple[str, bool], bool] = {}
+        self.verify_all = False
+        """Whether what can be verified is, though the task does not ask for it."""
         self._tasks: dict[bytes, Task] = {}
         # Those with more than one target: the only ones whose progress is worth telling.
         self._long: dict[bytes, Task] = {}
@@ -119,15 +93,20 @@ class Dispatcher:
     def use_caches(self, caches: Iterable[Lanes]) -> None:
         """Says what the caches are; what is in hand goes on at those that it began with."""
         before, self._caches = self._caches, tuple(caches)
-        self._routes = {}
+        self._forget_routes()
+        for cache in self._caches:
+            cache.replay.changed = self._forget_routes
         if self._caches != before:
             self.forget_done()
         self.replay(self._replaying)
 
+    def _forget_routes(self) -> None:
+        """What was planned does not hold any more: other caches, or another order at one of them."""
+        self._routes, self._forced_routes = {}, {}
+        self._provable = {}
+
     def replay(self, on: bool) -> None:
         """Begins or ends the order that holds while the agent catches up, at each cache."""
-        if on != self._replaying:
-            self._routes = {}
         self._replaying = on
         for cache in self._caches:
             if on:
@@ -145,9 +124,9 @@ class Dispatcher:
         self.era = era
         self.done.resume(done, now)
 
-    def limit(self, credit: int, links: int) -> None:
-        """Sets how much is held, see above."""
-        self._open_max = OVERCOMMIT * credit * max(1, links)
+    def limit(self, credit: int, links: int, extra: int = 0) -> None:
+        """Sets how much is held, see above. `extra` is granted besides, for caches that do not keep up."""
+        self._open_max = OVERCOMMIT * credit * max(1, links) + extra
 
     @property
     def tasks(self) -> int:
@@ -156,6 +135,8 @@ class Dispatcher:
 
     def push(self, home: Outbox, task_id: bytes, head: PushHead, targets: list[bytes], now: float) -> None:
         """Begins a task, or sees that it is in hand or was done, see above; `home` is told of its end."""
+        if self.verify_all and not head.verify and self._is_provable(head):
+            head = structs.replace(head, verify=True)
         key = home.scope.mark + task_id
         content = content_of(targets)
         proves = is_evidence_wanted(head)
@@ -186,6 +167,16 @@ class Dispatcher:
         elif home.trusted:
             task.era = self.era
         self._start(task, targets)
+
+    def _is_provable(self, head: PushHead) -> bool:
+        """Whether a task like this can be verified at each cache."""
+        key = (head.type, head.force)
+        found = self._provable.get(key)
+        if found is None:
+            asked = structs.replace(head, verify=True)
+            plans = [plan_proof(cache, asked) for cache in self._caches]
+            found = self._provable[key] = not any(isinstance(plan, str) for plan in plans)
+        return found
 
     def drop(self, home: Outbox, task_id: bytes, now: float) -> None:
         """Begins to drop all that the caches hold; `home` is told of the end.
@@ -249,14 +240,17 @@ class Dispatcher:
     def _start(self, task: Task, targets: list[bytes]) -> None:
         """Begins what is open of a task."""
         head = task.head
-        route = self._routes.get(head.type)
+        routes = self._forced_routes if head.force else self._routes
+        route = routes.get(head.type)
         if route is None:
-            route = self._routes[head.type] = plan_route(head.type, self._caches, replaying=self._replaying)
+            route = routes[head.type] = plan_route(head.type, self._caches, force=head.force)
         self._tasks[task.key] = task
         self.open_targets += task.open
         if task.total > 1:
             self._long[task.key] = task
-        if len(route.steps) == 1 and route.refusal is None:
+        if head.verify or head.then is not None:
+            self._begin_proved(task, route, targets)
+        elif len(route.steps) == 1 and route.refusal is None:
             self._begin_single(task, route, targets)
         else:
             self._begin(task, route, targets)
@@ -350,6 +344,67 @@ class Dispatcher:
             for request, deed, door in requests:
                 door.put(Exchange(task, target, request, deed, share), task.head.priority)
 
+    def _begin_proved(self, task: Task, route: Route, targets: list[bytes]) -> None:
+        """Each target at each cache takes a course (`course.py`)."""
+        plans: list[tuple[Lanes, Plan]] = []
+        refusal: str | None = None
+        for cache in self._caches:
+            plan = plan_proof(cache, task.head)
+            if isinstance(plan, str):
+                refusal = refusal or f"cache {cache.name}: {plan}"
+            else:
+                plans.append((cache, plan))
+        for target in targets:
+            try:
+                host, path = route.split(target)
+            except BadTarget as error:
+                self._end_target(task, target, str(error))
+                continue
+            if not plans:
+                self._end_target(task, target, refusal or "this agent has no caches")
+                continue
+            share = Share(len(plans))
+            share.error = refusal
+            for cache, plan in plans:
+                self._begin_course(Exchange(task, target, b"", NO_DEED, share), cache, plan, host, path)
+
+    def _begin_course(self, exchange: Exchange, cache: Lanes, plan: Plan, host: bytes, path: bytes) -> None:
+        evidence = exchange.evidence = Evidence(cache.name, exchange.target.decode("utf-8", "replace"))
+        course = exchange.course = make_course(cache, plan, host, path, evidence)
+        if cache.replay.on and plan.purge is not None:
+            cache.replay.count(exchange)
+        try:
+            step = course.begin()
+        except BadTarget as error:
+            exchange.course = None
+            self.ended(exchange, f"cache {cache.name}: {error}")
+            return
+        self._take_step(exchange, cache, step, first=True)
+
+    def _take_step(self, exchange: Exchange, cache: Lanes, step: Step, *, first: bool = False) -> None:
+        exchange.deed, exchange.request, exchange.tries = step.deed, step.request, 0
+        priority = exchange.task.head.priority
+        if step.lane is Lane.LOOK and cache.look is not None:
+            cache.look.put_later(exchange, priority, step.delay_s)
+        elif step.lane is Lane.QUICK:
+            cache.fast.put(exchange, priority)
+        else:
+            # What warms by itself waits for the refreshes before it; what follows a refresh is part of it.
+            door = cache.replay.prefetches if first and cache.replay.on else cache.slow
+            door.put(exchange, priority)
+
+    def _go_on(self, exchange: Exchange, course: Course) -> str | Step | None:
+        """A step of a course has ended well: the next is begun and returned, or how the course has ended."""
+        name = course.cache.name
+        try:
+            step = course.after(int(self._clock() * 1000))
+        except BadTarget as error:
+            return f"cache {name}: {error}"
+        if isinstance(step, End):
+            return None if step.error is None else f"cache {name}: {step.error}"
+        self._take_step(exchange, course.cache, step)
+        return step
+
     def _end_target(self, task: Task, target: bytes, error: str) -> None:
         self._release(1)
         if task.end_target(target, error):
@@ -357,23 +412,27 @@ class Dispatcher:
 
     def ended(self, exchange: Exchange, error: str | None) -> None:
         """A client has ended an exchange: `error` is None if the cache has done it."""
+        if exchange.followers is not None:
+            # What it satisfied ends with it.
+            for follower in exchange.part():
+                self.merged += 1
+                self.ended(follower, error)
         task = exchange.task
+        if exchange.course is not None and error is None and task.expires_at:
+            outcome = self._go_on(exchange, exchange.course)
+            if isinstance(outcome, Step):
+                return
+            error = outcome
         open_before = task.open
         ended = end_exchange(exchange, error)
         if task.expires_at and task.open != open_before:
             self._release(1)
             if ended:
                 self._end_task(task)
-        if exchange.segment is not None:
-            self._end_in_order(exchange, error)
-
-    def _end_in_order(self, exchange: Exchange, error: str | None) -> None:
-        """What an exchange satisfied ends with it; then what waited for all of them may begin."""
-        segment, exchange.segment = exchange.segment, None
-        for follower in exchange.part():
-            self.merged += 1
-            self.ended(follower, error)
+        segment = exchange.segment
         if segment is not None:
+            # What waited for all of them may begin.
+            exchange.segment = None
             segment.end_one()
 
     def _end_task(self, task: Task) -> None:
@@ -406,7 +465,7 @@ class Dispatcher:
     def figures(self) -> dict[str, str | int | float | None]:
         """What a beat tells: targets that wait in each lane, and all that are in hand."""
         return {
-            "fast": sum(cache.fast.waiting for cache in self._caches),
+            "fast": sum(cache.fast.waiting + cache.looks_waiting for cache in self._caches),
             "slow": sum(cache.slow.waiting + cache.replay.waiting for cache in self._caches),
             "inflight": self.open_targets,
         }

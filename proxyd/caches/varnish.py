@@ -5,7 +5,8 @@ How a ban is written, and why nobody can break out of it, stands in that file.
 
 from __future__ import annotations
 
-from proxyd.caches.base import PREFETCH, CacheKind, Deed
+from proxyd.caches.base import PREFETCH, CacheKind, Canary, Deed, Look
+from proxyd.sight import read_varnish_look
 
 _HINTS = {
     400: "refused by refreshd.vcl: the host or the path is not one that it takes",
@@ -33,16 +34,22 @@ VARNISH = CacheKind(
     deeds={
         "url": Deed(method=b"PURGE", good=_PURGED, hints=_HINTS, note="all variants"),
         "dir": Deed(
-            method=b"BAN", good=frozenset({200}), hints=_HINTS, note="all that begins with it, on that host"
+            method=b"BAN",
+            bans=True,
+            good=frozenset({200}),
+            hints=_HINTS,
+            note="all that begins with it, on that host",
         ),
         "regex": Deed(
             method=b"BANREGEX",
+            bans=True,
             good=_NEW,
             hints=_NEW_HINTS,
             note="all whose whole path with query it matches, on that host",
         ),
         "tag": Deed(
             method=b"BANTAG",
+            bans=True,
             path_start=b"/",
             good=_NEW,
             hints=_NEW_HINTS,
@@ -51,5 +58,20 @@ VARNISH = CacheKind(
         "prefetch": PREFETCH,
     },
     refused={},
+    look=Look(
+        method=b"LOOK",
+        good=frozenset(range(200, 600)),
+        read=read_varnish_look,
+        tells_begun=True,
+    ),
+    canary=Canary(method=b"CANARY", good=_NEW, hints=_NEW_HINTS),
+    soft={
+        "url": Deed(
+            method=b"SOFTPURGE",
+            good=_NEW,
+            hints=_NEW_HINTS,
+            note="all variants; they are served while they are fetched anew, for as long as `grace` lasts",
+        ),
+    },
     drop=Deed(method=b"DROP", good=_NEW, hints=_NEW_HINTS, note="a ban that matches everything"),
 )

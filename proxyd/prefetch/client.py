@@ -20,10 +20,20 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 
-from proxyd.backoff import Backoff
 from proxyd.blame import TRIES_MAX, Death
+from proxyd.breaker import Breaker, Outcome, State
+from proxyd.causes import Cause, cause_of_death, cause_of_error
 from proxyd.connection import Limits
-from proxyd.pipeline import CONNECT_BACKOFF_CAP_S, CONNECT_BACKOFF_FIRST_S, SWEEP_S, Ended
+from proxyd.pace import Pace
+from proxyd.pipeline import (
+    CONNECT_AGAIN_S,
+    NOT_IMPLEMENTED,
+    PATIENCE_EVERY_S,
+    SERVER_ERROR,
+    STALLED_S,
+    SWEEP_S,
+    Ended,
+)
 from proxyd.prefetch.buckets import Bucket
 from proxyd.prefetch.connection import Connection
 from proxyd.prefetch.heads import Head
@@ -49,9 +59,20 @@ class PrefetchClient:
     """
 
     def __init__(
-        self, name: str, host: str, port: int, limits: Limits, ended: Ended, *, kind: str, budget: Bucket
+        self,
+        name: str,
+        host: str,
+        port: int,
+        limits: Limits,
+        ended: Ended,
+        breaker: Breaker | None = None,
+        *,
+        kind: str,
+        budget: Bucket,
     ) -> None:
         self.name = name
+        self.breaker = Breaker() if breaker is None else breaker
+        self.pace = Pace(limits.connections)
         self.limits = limits
         self._how = how = limits_of(limits)
         self._how_else = as_it_is(how)
@@ -77,10 +98,12 @@ class PrefetchClient:
         self._held: list[Connection] = []
         self._connecting = 0
         self._connects: set[asyncio.Task[None]] = set()
-        self._backoff = Backoff(CONNECT_BACKOFF_FIRST_S, CONNECT_BACKOFF_CAP_S)
         self._not_before = 0.0
-        self._trouble_since: float | None = None
-        self._trouble = ""
+        self._permit = False
+        """Whether the breaker, which is half-open, lets one request through that was not sent yet."""
+        self._was_down = False
+        """Whether the breaker was not closed when something was to be sent last."""
+        self._patience_at = 0.0
         self._pump_due = False
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._pace_timer: asyncio.TimerHandle | None = None
@@ -108,8 +131,25 @@ class PrefetchClient:
 
     def put(self, exchange: Exchange, priority: int) -> None:
         """Takes an exchange; it is begun at the end of this turn of the loop or when there is room."""
+        if not self.breaker.closed and self.waiting >= self.breaker.settings.queue_max:
+            self._ended(exchange, self._too_many())
+            return
         self._fresh.put(exchange, priority)
         self._pump_soon()
+
+    def _too_many(self) -> str:
+        most = self.breaker.settings.queue_max
+        return self._named(
+            f"{self.breaker.reason}; {most} targets wait for it, as many as may: bring it back, or raise"
+            " [breaker] queue_max, then post again"
+        )
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether it has requests under way and no byte for a while, or may send none."""
+        if not self.breaker.closed:
+            return True
+        busy = [each.progress_at for each in self._open if each.resource is not None]
+        return bool(busy) and now - max(busy) > STALLED_S
 
     def set_limits(self, limits: Limits) -> None:
         """From now on other limits hold; what has begun goes on as it began."""
@@ -119,6 +159,7 @@ class PrefetchClient:
         now = self._tick()
         self._gate.set_bounds(how.per_host, how.host_bytes_per_s)
         self._bucket.set_rate(how.bytes_per_s, now)
+        self.pace.set_most(limits.connections)
         self._recall_all()
         # Those that are idle go first.
         for number, connection in enumerate(sorted(self._open, key=lambda each: each.resource is None)):
@@ -172,17 +213,43 @@ class PrefetchClient:
         if self._closed or not self._has_work:
             return
         self._tick()
-        self._pump_alone()
-        self._idle = [connection for connection in self._idle if not connection.closing]
-        while self._idle and (resource := self._next()) is not None:
-            self._send(self._idle.pop(), resource)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
+        self._idle = [connection for connection in self._idle if not connection.closing]
+        if not self.breaker.closed:
+            self._try_one()
+            return
+        if self._was_down:
+            self._was_down = self._permit = False
+            self.pace.restart()
+        self._pump_alone()
+        while self._idle and (resource := self._next()) is not None:
+            self._send(self._idle.pop(), resource)
         self._open_more()
+
+    def _try_one(self) -> None:
+        """The breaker is not closed: one request is sent once that lets it through, and decides."""
+        self._was_down = True
+        if not self._permit or self.breaker.state is not State.HALF_OPEN:
+            if len(self._idle) < len(self._open) or not self.breaker.may_send(self._now):
+                return
+            self._permit = True
+        if not self._idle:
+            if not self._connecting:
+                self._start_connect()
+            return
+        # Rather one that has made nobody suspect it.
+        if (resource := self._next(trying=True)) is not None:
+            self._permit = False
+            self._send(self._idle.pop(), resource)
+        elif self._alone:
+            self._permit = False
+            resource, bucket = self._alone.popleft()
+            self._idle.pop().begin(resource, self._buckets(bucket), self._now)
 
     def _pump_alone(self) -> None:
         """What is tried alone goes on fresh connections; where there is no room for one, an old one goes."""
-        fresh = [each for each in self._idle if not each.answered and not each.closing]
+        fresh = [each for each in self._idle if not each.answered]
         while self._alone and fresh:
             connection = fresh.pop()
             self._idle.remove(connection)
@@ -191,8 +258,10 @@ class PrefetchClient:
         if self._alone and self._idle and self._there >= self.limits.connections:
             self._drop(self._idle[-1])
 
-    def _next(self) -> Resource | None:
+    def _next(self, *, trying: bool = False) -> Resource | None:
         """What goes next, taken out of its queue; None if nothing may go now."""
+        if not trying and (not self.breaker.closed or self._is_paced):
+            return None
         begun, fresh = self._begun, self._fresh
         while True:
             if self._bounded and self._in_debt:
@@ -216,6 +285,12 @@ class PrefetchClient:
                 self._jobs[job] = None
                 return job.root
             self._ended(exchange, "its ttl ended before it was begun")
+
+    @property
+    def _is_paced(self) -> bool:
+        """Whether as much is under way as a cache in difficulty is to have."""
+        pace = self.pace
+        return pace.limit < pace.most and len(self._open) - len(self._idle) >= pace.limit
 
     def _may_go_on(self, resource: Resource) -> bool:
         """Whether what was begun is still wanted; ends it if not."""
@@ -260,14 +335,17 @@ class PrefetchClient:
             may_go += len(self._fresh) if self._fresh.top(self._gate.has_room) >= 0 else 0
         there = self._there
         wanted = min(limits.connections, there + may_go - self._connecting)
-        if self._trouble_since is not None:
+        if self.breaker.consecutive:
             # A cache in trouble is asked with one connection at a time.
             wanted = min(wanted, max(there, 1))
         for _ in range(wanted - there):
-            self._connecting += 1
-            task = self._loop.create_task(self._connect())
-            self._connects.add(task)
-            task.add_done_callback(self._connects.discard)
+            self._start_connect()
+
+    def _start_connect(self) -> None:
+        self._connecting += 1
+        task = self._loop.create_task(self._connect())
+        self._connects.add(task)
+        task.add_done_callback(self._connects.discard)
 
     async def _connect(self) -> None:
         try:
@@ -276,9 +354,11 @@ class PrefetchClient:
                     lambda: Connection(self, self._loop, self._buffer), self._host, self._port
                 )
         except TimeoutError:
-            self._note_trouble(f"no connection within {self.limits.connect_timeout_s:g} s", backoff=True)
+            why = f"no connection within {self.limits.connect_timeout_s:g} s"
+            self._note_no_connection(Outcome.TIMEOUT, Cause.FULL.of(why))
         except OSError as error:
-            self._note_trouble(f"cannot connect: {error.strerror or error}", backoff=True)
+            why = f"cannot connect: {error.strerror or error}"
+            self._note_no_connection(Outcome.FAILED, cause_of_error(error).of(why))
         except asyncio.CancelledError:
             self._closed = True
             raise
@@ -299,13 +379,13 @@ class PrefetchClient:
     def answered(self, connection: Connection, resource: Resource, head: Head, size_bytes: int) -> None:
         """An answer is whole, or as much of it as was wanted."""
         self._tick()
-        self._trouble_since = None
         if connection.answered == 1:
-            self._backoff.reset()
             self._not_before = 0.0
         self._leave_host(resource.host)
         job = resource.job
-        if not resource.answered(head, size_bytes, job.exchange.deed):
+        goes_on = resource.answered(head, size_bytes, job.exchange.deed)
+        self._note_answer(resource, head.status)
+        if not goes_on:
             self._resource_ended(resource)
         elif not job.over:
             self._begun.put(resource, job.exchange.task.head.priority)
@@ -315,7 +395,7 @@ class PrefetchClient:
             self._drop(connection)
             if self._has_work:
                 self._pump_soon()
-        elif self._alone:
+        elif self._alone or self._was_down:
             self._idle.append(connection)
             self._pump_soon()
         elif (after := self._next()) is not None:
@@ -330,19 +410,19 @@ class PrefetchClient:
         if self._closed or connection not in self._open:
             return
         resource, connection.resource = connection.resource, None
-        if connection.answered == 0 and (resource is not None or self._has_work):
-            self._note_trouble(death.value, backoff=True)
         buckets = connection.buckets
         self._forget(connection)
         self._tick()
+        self._note_death(connection, death, in_flight=resource is not None)
         if resource is not None:
-            resource.tries += 1
+            # If it is the cache's fault, each has its last try once that is back.
+            resource.tries = min(resource.tries + 1, TRIES_MAX if self.breaker.closed else TRIES_MAX - 1)
             if resource.tries < TRIES_MAX and not resource.job.over:
                 # It keeps its place among its host's.
                 self._alone.append((resource, buckets[-1] if buckets else Bucket()))
             else:
                 self._leave_host(resource.host)
-                resource.error = death.value
+                resource.error = cause_of_death(death).of(death.value)
                 self._resource_ended(resource)
         if self._has_work:
             self._pump_soon()
@@ -424,15 +504,41 @@ class PrefetchClient:
     def _named(self, error: str) -> str:
         return f"cache {self.name}: {error}"
 
-    # ── trouble and time ──────────────────────────────────────────────────────────────────
+    # ── what the breaker is told ──────────────────────────────────────────────────────────
 
-    def _note_trouble(self, what: str, *, backoff: bool) -> None:
-        now = self._loop.time()
-        if self._trouble_since is None:
-            self._trouble_since = now
-        self._trouble = what
-        if backoff:
-            self._not_before = now + self._backoff.next_s()
+    def _note_answer(self, resource: Resource, status: int) -> None:
+        """See `CacheClient`: how long an object took says nothing of the cache, and a 5xx is an origin's."""
+        now = self._now
+        self.pace.answered(0.0, now)
+        if status < SERVER_ERROR or status == NOT_IMPLEMENTED or resource.error is None:
+            self.breaker.note(Outcome.OK, now)
+            return
+        self.breaker.last_error = resource.error = Cause.BEHIND.of(resource.error)
+        self.breaker.note(Outcome.FAILED, now, blame=False)
+
+    def _note_no_connection(self, outcome: Outcome, why: str) -> None:
+        now = self._tick()
+        self._not_before = now + CONNECT_AGAIN_S
+        self.pace.failed(now)
+        self.breaker.note(outcome, now, why=why)
+
+    def _note_death(self, connection: Connection, death: Death, *, in_flight: bool) -> None:
+        now = self._now
+        why = cause_of_death(death).of(death.value)
+        if death in (Death.SILENT, Death.SLOW):
+            # An origin may be slow for one of them.
+            self.breaker.note(Outcome.TIMEOUT, now, why=why, blame=False)
+        elif connection.answered == 0 and (in_flight or self._has_work):
+            self._not_before = now + CONNECT_AGAIN_S
+            self.breaker.note(Outcome.FAILED, now, why=why)
+        elif in_flight and (death is not Death.CLOSED or self.breaker.state is State.HALF_OPEN):
+            # (Closed between answers is no error: keep-alive connections end. But what was tried must end.)
+            self.breaker.note(Outcome.FAILED, now, why=why)
+        else:
+            return
+        self.pace.failed(now)
+
+    # ── time ──────────────────────────────────────────────────────────────────────────────
 
     def _sweep(self) -> None:
         """Ends what is overdue; runs while there is anything that could be."""
@@ -440,26 +546,33 @@ class PrefetchClient:
         now = self._tick()
         for connection in list(self._open):
             if connection.is_overdue(now):
-                connection.kill(Death.SILENT)
-        if self._trouble_since is not None and now - self._trouble_since > self.limits.patience_s:
-            self._fail_waiting()
+                silent = now - connection.progress_at > self.limits.answer_timeout_s
+                connection.kill(Death.SILENT if silent else Death.SLOW)
+        self._fail_impatient(now)
         self._gate.sweep()
         if self._has_work or self._jobs:
             self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
             if self._has_work:
                 self._pump_soon()
 
-    def _fail_waiting(self) -> None:
-        error = f"out of reach for {self.limits.patience_s:g} s: {self._trouble}"
-        for resource, _ in self._alone:
-            self._leave_host(resource.host)
-        waiting = [*(resource for resource, _ in self._alone), *self._begun.take(len(self._begun))]
-        self._alone.clear()
-        exchanges = self._fresh.take(len(self._fresh))
+    def _fail_impatient(self, now: float) -> None:
+        """Ends what has waited for too long for a cache that is down."""
+        down_since = self.breaker.down_since
+        came_before = now - self.limits.patience_s
+        if down_since is None or down_since > came_before or now < self._patience_at:
+            return
+        self._patience_at = now + PATIENCE_EVERY_S
+        error = f"{self.breaker.reason}; out of reach for {self.limits.patience_s:g} s"
+        waiting = [*(resource for resource, _ in self._alone), *self._begun]
         for job in dict.fromkeys(resource.job for resource in waiting):
-            if not job.over:
+            if not job.over and job.exchange.task.received_at <= came_before:
                 self._end_job(job, error)
-        for exchange in exchanges:
+        for resource, _ in self._alone:
+            if resource.job.over:
+                self._leave_host(resource.host)
+        self._alone = deque(each for each in self._alone if not each[0].job.over)
+        self._begun.remove(lambda resource: resource.job.over)
+        for exchange in self._fresh.remove(lambda exchange: exchange.task.received_at <= came_before):
             self._ended(exchange, self._named(error))
 
     def _pace_soon(self) -> None:

@@ -88,6 +88,26 @@ class HostQueue(Generic[Item]):
             taken.append(self.pop(priority))
         return taken
 
+    def remove(self, fits: Callable[[Item], bool]) -> list[Item]:
+        """Removes and returns all that fits, the highest priority first."""
+        removed = [item for item in self if fits(item)]
+        if removed:
+            kept = [
+                (item, priority)
+                for priority, level in enumerate(self._levels)
+                for items in level.values()
+                for item in items
+                if not fits(item)
+            ]
+            self._size = 0
+            self.aside.clear()
+            for ring, level in zip(self._rings, self._levels, strict=True):
+                ring.clear()
+                level.clear()
+            for item, priority in kept:
+                self.put(item, priority)
+        return removed
+
     def __iter__(self) -> Iterator[Item]:
         """All that waits, the highest priority first."""
         return (item for level in reversed(self._levels) for items in level.values() for item in items)

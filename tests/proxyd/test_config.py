@@ -21,7 +21,7 @@ secret_file = "secret"
 
 [slow]
 connections = 2
-patience_s = 3
+whole_timeout_s = 3
 
 [[cache]]
 name = "v1"
@@ -54,7 +54,7 @@ def test_all_of_it(tmp_path: Path) -> None:
     assert config.engines == [("127.0.0.1", 7070), ("::1", 7071)]
     assert (config.name, config.group, config.layer) == ("pop1", "eu", 1)
     assert (config.key, config.secret) == ("k1", b"s3cret")
-    assert (config.slow.connections, config.slow.patience_s) == (2, 3.0)
+    assert (config.slow.connections, config.slow.whole_timeout_s) == (2, 3.0)
     assert [(cache.name, cache.kind, cache.address) for cache in config.caches] == [
         ("v1", "varnish", ("127.0.0.1", 6081)),
         ("t1", "ats", ("cache.example", 8080)),
@@ -63,7 +63,7 @@ def test_all_of_it(tmp_path: Path) -> None:
 
 def test_what_prefetches_warm(tmp_path: Path) -> None:
     more = 'variants = [{ Accept-Encoding = "br" }, { User-Agent = "phone", X = "y" }]\nrange_bytes = 1024'
-    assert read(tmp_path, GOOD.replace("patience_s = 3", more)) == []
+    assert read(tmp_path, GOOD.replace("whole_timeout_s = 3", more)) == []
     slow = load(tmp_path / "proxyd.toml").slow
     assert slow.variants == ((("Accept-Encoding", "br"),), (("User-Agent", "phone"), ("X", "y")))
     assert (slow.range_bytes, slow.per_host, slow.playlists) == (1024, 4, True)
@@ -154,6 +154,7 @@ def test_a_secret_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 KNOWN = "varnish, ats, nginx, squid, http"
+RANGE_TAKEN = "Range is the agent's to set; take it out"
 VALUE_WANTED = "wanted 1 to 1024 of the characters 0x20 to 0x7e, no space around"
 BAD = [
     ('kind = "ats"', 'kind = "apache"', f"20: kind: 'apache' is not one of {KNOWN}"),
@@ -176,11 +177,12 @@ BAD = [
     ('"secret"', '"empty"', "7: secret_file: empty is empty"),
     ('name = "pop1"', 'name = "pop1', "2: Illegal character '\\n' (at line 2, column 13)"),
     ("[agent]", "[[agent]]", "1: [agent] is one section, in single brackets"),
-    ("patience_s = 3", "patience_s = -1", "11: patience_s: -1.0 is not 0 to 3600"),
-    ("patience_s = 3", 'variants = [{Host = "x"}]', "11: variants: Host is the agent's to set; take it out"),
-    ("patience_s = 3", 'variants = ["x"]', "11: variants: got 'x', wanted { NAME = \"value\" }"),
-    ("patience_s = 3", 'variants = [{ "a b" = "x" }]', "11: variants: 'a b' is not a header's name"),
-    ("patience_s = 3", r'variants = [{ A = "x\r\ny" }]', "11: variants: A: " + VALUE_WANTED),
+    ("whole_timeout_s = 3", "whole_timeout_s = -1", "11: whole_timeout_s: -1.0 is not 0.1 to 86400"),
+    ("whole_timeout_s", "patience_s", "11: unknown key 'patience_s' in [slow]; it is [breaker] wait_s now"),
+    ("whole_timeout_s = 3", 'variants = [{Range = "x"}]', "11: variants: " + RANGE_TAKEN),
+    ("whole_timeout_s = 3", 'variants = ["x"]', "11: variants: got 'x', wanted { NAME = \"value\" }"),
+    ("whole_timeout_s = 3", 'variants = [{ "a b" = "x" }]', "11: variants: 'a b' is not a header's name"),
+    ("whole_timeout_s = 3", r'variants = [{ A = "x\r\ny" }]', "11: variants: A: " + VALUE_WANTED),
 ]  # fmt: skip
 
 

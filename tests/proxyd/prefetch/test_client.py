@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import resource as os_resource
+import socket
 from typing import Any
 
 import pytest
 
+from proxyd.breaker import BreakerSettings, State
 from proxyd.caches.http import Request, make_kind
 from proxyd.prefetch import client as client_module
 from proxyd.prefetch.buckets import BURST_S
@@ -47,7 +49,8 @@ def test_what_is_no_success_has_failed(status: int) -> None:
     async def test() -> None:
         async with Scripted(serve(lambda request: answer(b"no", status=status))) as server:
             told = await fetch(server.address, target())
-            assert told.errors[target()] == [f"cache c: GET was answered {status}"]
+            whose = "origin: " if status >= 500 else ""
+            assert told.errors[target()] == [f"cache c: {whose}GET was answered {status}"]
             assert (told.evidence[target()].status, told.evidence[target()].hit) == (status, False)
 
     run(test())
@@ -143,7 +146,7 @@ def test_silence_ends_and_slowness_does_not() -> None:
             # Six pieces take longer than the longest silence that is allowed.
             told = await fetch(server.address, target(0), target(1), how=EAGER)
             assert told.errors[target(1)] == [None]
-            assert told.errors[target(0)] == ["cache c: the cache gave no answer in time"]
+            assert told.errors[target(0)] == ["cache c: frozen: the cache gave no answer in time"]
 
     run(test())
 
@@ -159,7 +162,7 @@ def test_the_whole_has_a_deadline() -> None:
     async def test() -> None:
         async with Scripted(dripping) as server:
             told = await fetch(server.address, target(), how=limits(EAGER, whole_timeout_s=0.6))
-            assert told.errors[target()] == ["cache c: the cache gave no answer in time"]
+            assert told.errors[target()] == ["cache c: slow: the cache's answer took too long as a whole"]
 
     run(test())
 
@@ -169,7 +172,7 @@ def test_a_cache_that_is_not_there_is_waited_for_and_then_fails() -> None:
         told = await fetch(("127.0.0.1", 1), target(0), target(1), how=EAGER)
         [[error], [other]] = told.errors.values()
         assert error == other
-        assert "out of reach for 1 s: cannot connect" in str(error)
+        assert "killed: cannot connect: Connection refused; out of reach for 0.3 s" in str(error)
 
     run(test())
 
@@ -195,6 +198,87 @@ def test_what_is_expired_or_cancelled_is_not_begun() -> None:
                 await told.all(2)
                 assert told.errors == {target(1): ["its ttl ended before it was begun"], target(2): [None]}
                 assert len(server.requests) == 1
+
+    run(test())
+
+
+# ── a cache that is down ──────────────────────────────────────────────────────────────────
+
+
+def free_address() -> tuple[str, int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+    return host, port
+
+
+def test_what_waits_for_a_cache_that_is_down_is_done_once_it_is_back() -> None:
+    async def test() -> None:
+        address = free_address()
+        with Told(address) as told:
+            told.put(*(target(number) for number in range(30)))
+            await wait_until(lambda: told.client.breaker.state is State.OPEN)
+            assert told.client.is_stalled(0.0)
+            async with Scripted(serve(lambda request: answer()), address):
+                await told.all(30)
+            assert all(errors == [None] for errors in told.errors.values())
+            assert told.client.breaker.closed
+
+    run(test())
+
+
+def test_one_request_is_tried_at_a_cache_that_was_down() -> None:
+    """It goes away with four requests under way; until it answers one it is asked for one at a time."""
+    tried: list[int] = []
+    well = asyncio.Event()
+
+    async def ill(visit: Visit) -> None:
+        while request := await visit.request():
+            if not well.is_set():
+                tried.append(told.client.in_flight)
+                visit.reset()
+                return
+            await visit.send(answer(b"", status=200 if request else 500))
+
+    async def test() -> None:
+        nonlocal told
+        async with Scripted(ill) as server:
+            with Told(server.address) as told:
+                told.put(*(target(number) for number in range(30)))
+                await wait_until(lambda: len(tried) > 8)
+                assert told.client.breaker.state is not State.CLOSED
+                assert told.errors == {}
+                well.set()
+                await told.all(30)
+                # What the cache did to them is no fault of theirs.
+                assert all(errors == [None] for errors in told.errors.values())
+
+    told: Any = None
+    run(test())
+
+
+def test_an_origin_that_fails_opens_nothing() -> None:
+    async def test() -> None:
+        async with Scripted(serve(lambda request: answer(status=503))) as server:
+            with Told(server.address) as told:
+                told.put(*(target(number) for number in range(60)))
+                await told.all(60)
+                assert told.client.breaker.closed
+                assert told.errors[target()] == ["cache c: origin: GET was answered 503"]
+
+    run(test())
+
+
+def test_no_more_wait_for_a_cache_that_is_down_than_may() -> None:
+    async def test() -> None:
+        with Told(free_address()) as told:
+            told.client.breaker.settings = BreakerSettings(queue_max=5)
+            told.put(target(0))
+            await wait_until(lambda: told.client.breaker.state is State.OPEN)
+            told.put(*(target(number) for number in range(1, 9)))
+            assert len(told.errors) in (3, 4)
+            assert all(
+                "5 targets wait for it, as many as may" in str(error) for [error] in told.errors.values()
+            )
 
     run(test())
 
@@ -344,7 +428,7 @@ def test_a_long_hit_is_not_waited_for() -> None:
             assert told.errors == {target(0): [None], target(1): [None]}
             assert all(evidence.hit for evidence in told.evidence.values())
             told = await fetch(server.address, target(0), how=limits(EAGER, skip_hits=False))
-            assert told.errors[target(0)] == ["cache c: the cache gave no answer in time"]
+            assert told.errors[target(0)] == ["cache c: frozen: the cache gave no answer in time"]
 
     run(test())
 
@@ -414,7 +498,9 @@ def test_a_variant_that_fails_is_named() -> None:
     async def test() -> None:
         async with Scripted(serve(answer_to)) as server:
             told = await fetch(server.address, target(), how=limits(variants=(GZIP, BR)))
-            assert told.errors[target()] == ["cache c: GET was answered 500, asked for variant 2 of 2"]
+            assert told.errors[target()] == [
+                "cache c: origin: GET was answered 500, asked for variant 2 of 2"
+            ]
 
     run(test())
 
