@@ -383,6 +383,7 @@ class PrefetchClient:
             self._not_before = 0.0
         self._leave_host(resource.host)
         job = resource.job
+        paced_before = self.pace.limit
         goes_on = resource.answered(head, size_bytes, job.exchange.deed)
         self._note_answer(resource, head.status)
         if not goes_on:
@@ -395,15 +396,14 @@ class PrefetchClient:
             self._drop(connection)
             if self._has_work:
                 self._pump_soon()
-        elif self._alone or self._was_down:
-            self._idle.append(connection)
+            return
+        self._idle.append(connection)
+        if self._alone or self._was_down or self.pace.limit > paced_before:
             self._pump_soon()
         elif (after := self._next()) is not None:
-            self._send(connection, after)
+            self._send(self._idle.pop(), after)
             if self._there < self.limits.connections:
                 self._open_more()
-        else:
-            self._idle.append(connection)
 
     def died(self, connection: Connection, death: Death) -> None:
         """A connection is gone; what was on it is tried again or has failed."""
