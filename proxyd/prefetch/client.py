@@ -4,8 +4,7 @@
 (`LaneClient`). There is no task and no timer a target: connections ask for the next request when they have an
 answer, and two timers a client look for what is overdue and for what may be read again.
 
-What goes first: of the highest priority that may go, what belongs to targets that have begun, then what has
-not. A host that is at `per_host`, or owes for what it brought (`host_bytes_per_s`), is passed over.
+What goes next is for `lineup.py` to say; whether anything goes for the breaker, as in `pipeline.py`.
 
 What is held is bounded: targets that wait, by who fills the queue (`dispatch.py`); of those that have begun,
 as many as have something in flight, and `TREES_MAX` whose playlists are read, each with at most `WINDOW`
@@ -37,9 +36,9 @@ from proxyd.pipeline import (
 from proxyd.prefetch.buckets import Bucket
 from proxyd.prefetch.connection import Connection
 from proxyd.prefetch.heads import Head
-from proxyd.prefetch.hosts import HostGate, HostQueue
 from proxyd.prefetch.job import Job
 from proxyd.prefetch.limits import as_it_is, limits_of
+from proxyd.prefetch.lineup import Buckets, Lineup
 from proxyd.prefetch.resource import Resource
 from proxyd.queues import Queue
 from proxyd.tasks import Exchange
@@ -48,8 +47,6 @@ from proxyd.tasks import Exchange
 BUFFER_BYTES = 128 * 1024
 # How often it is looked whether a debt is paid off: as long as a round of reads lasts.
 PACE_S = 0.02
-# Beyond it nothing new is begun until one has ended. Each holds 4 MiB of playlists at the most.
-TREES_MAX = 16
 
 
 class PrefetchClient:
@@ -82,16 +79,11 @@ class PrefetchClient:
         self._port = port
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._fresh: HostQueue[Exchange] = HostQueue(_host_of)
-        self.queue: Queue[Exchange] = self._fresh
-        self._begun: HostQueue[Resource] = HostQueue(lambda resource: resource.host)
-        self._alone: deque[tuple[Resource, Bucket]] = deque()
+        self._lineup = Lineup(how, budget)
+        self.queue: Queue[Exchange] = self._lineup.fresh
+        self._alone: deque[tuple[Resource, Buckets]] = deque()
         """What found no answer once: it is tried on a fresh connection."""
         self._jobs: dict[Job, None] = {}
-        self._trees = 0
-        self._gate = HostGate(how.per_host, how.host_bytes_per_s)
-        self._bucket = Bucket(how.bytes_per_s)
-        self._budget = budget
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []
@@ -107,13 +99,13 @@ class PrefetchClient:
         self._pump_due = False
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._pace_timer: asyncio.TimerHandle | None = None
-        self._now = self._gate.now = self._loop.time()
         self._closed = False
+        self._tick()
 
     @property
     def waiting(self) -> int:
         """Exchanges that are not begun."""
-        return len(self._fresh)
+        return len(self.queue)
 
     @property
     def in_flight(self) -> int:
@@ -127,14 +119,14 @@ class PrefetchClient:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._fresh or self._begun or self._alone)
+        return bool(self._lineup or self._alone)
 
     def put(self, exchange: Exchange, priority: int) -> None:
         """Takes an exchange; it is begun at the end of this turn of the loop or when there is room."""
         if not self.breaker.closed and self.waiting >= self.breaker.settings.queue_max:
             self._ended(exchange, self._too_many())
             return
-        self._fresh.put(exchange, priority)
+        self.queue.put(exchange, priority)
         self._pump_soon()
 
     def _too_many(self) -> str:
@@ -156,11 +148,9 @@ class PrefetchClient:
         self.limits = limits
         self._how = how = limits_of(limits)
         self._how_else = as_it_is(how)
-        now = self._tick()
-        self._gate.set_bounds(how.per_host, how.host_bytes_per_s)
-        self._bucket.set_rate(how.bytes_per_s, now)
+        self._tick()
+        self._lineup.set_limits(how)
         self.pace.set_most(limits.connections)
-        self._recall_all()
         # Those that are idle go first.
         for number, connection in enumerate(sorted(self._open, key=lambda each: each.resource is None)):
             connection.limits = limits
@@ -173,7 +163,7 @@ class PrefetchClient:
         """What was put in and has not ended."""
         for job in self._jobs:
             yield job.exchange
-        yield from self._fresh
+        yield from self.queue
 
     def give_up(self, error: str) -> None:
         """Ends everything that has not ended with this error, and closes."""
@@ -244,8 +234,8 @@ class PrefetchClient:
             self._send(self._idle.pop(), resource)
         elif self._alone:
             self._permit = False
-            resource, bucket = self._alone.popleft()
-            self._idle.pop().begin(resource, self._buckets(bucket), self._now)
+            resource, buckets = self._alone.popleft()
+            self._idle.pop().begin(resource, buckets, self._now)
 
     def _pump_alone(self) -> None:
         """What is tried alone goes on fresh connections; where there is no room for one, an old one goes."""
@@ -253,8 +243,8 @@ class PrefetchClient:
         while self._alone and fresh:
             connection = fresh.pop()
             self._idle.remove(connection)
-            resource, bucket = self._alone.popleft()
-            connection.begin(resource, self._buckets(bucket), self._now)
+            resource, buckets = self._alone.popleft()
+            connection.begin(resource, buckets, self._now)
         if self._alone and self._idle and self._there >= self.limits.connections:
             self._drop(self._idle[-1])
 
@@ -262,29 +252,20 @@ class PrefetchClient:
         """What goes next, taken out of its queue; None if nothing may go now."""
         if not trying and (not self.breaker.closed or self._is_paced):
             return None
-        begun, fresh = self._begun, self._fresh
-        while True:
-            if self._bounded and self._in_debt:
-                self._pace_soon()
-                return None
-            low = begun.top(self._gate.has_room) if begun else -1
-            top = fresh.top(self._gate.has_room) if fresh and self._trees < TREES_MAX else -1
-            if low < 0 and top < 0:
-                if self._how.host_bytes_per_s and (begun or fresh):
-                    self._pace_soon()
-                return None
-            if low >= top:
-                resource = begun.pop(low)
-                if self._may_go_on(resource):
-                    return resource
-                continue
-            exchange = fresh.pop(top)
-            if exchange.task.expires_at > self._now:
-                how = self._how if exchange.deed.method == b"GET" else self._how_else
-                job = Job(exchange, self._kind, how, self._now)
+        while (item := self._lineup.next()) is not None:
+            if isinstance(item, Resource):
+                if self._may_go_on(item):
+                    return item
+            elif item.task.expires_at > self._now:
+                how = self._how if item.deed.method == b"GET" else self._how_else
+                job = Job(item, self._kind, how, self._now)
                 self._jobs[job] = None
                 return job.root
-            self._ended(exchange, "its ttl ended before it was begun")
+            else:
+                self._ended(item, "its ttl ended before it was begun")
+        if self._lineup.pays:
+            self._pace_soon()
+        return None
 
     @property
     def _is_paced(self) -> bool:
@@ -303,36 +284,19 @@ class PrefetchClient:
         self._resource_ended(resource)
         return False
 
-    @property
-    def _bounded(self) -> bool:
-        return bool(self._bucket.rate or self._budget.rate)
-
-    @property
-    def _in_debt(self) -> bool:
-        now = self._now
-        return bool(self._bucket.wait_s(now) or self._budget.wait_s(now))
-
     def _tick(self) -> float:
-        self._now = self._gate.now = now = self._loop.time()
+        self._now = now = self._lineup.tick(self._loop.time())
         return now
 
     def _send(self, connection: Connection, resource: Resource) -> None:
-        connection.begin(resource, self._buckets(self._gate.begin(resource.host)), self._now)
-
-    def _buckets(self, host: Bucket) -> tuple[Bucket, ...]:
-        if not (host.rate or self._bucket.rate or self._budget.rate):
-            return ()
-        return (self._bucket, self._budget, host)
+        connection.begin(resource, self._lineup.begin(resource.host), self._now)
 
     def _open_more(self) -> None:
         limits = self.limits
         if self._now < self._not_before:
             return
         # What may go now; what waits for its host's turn needs no connection.
-        may_go = len(self._alone)
-        if not self._in_debt and not self._idle:
-            may_go += len(self._begun) if self._begun.top(self._gate.has_room) >= 0 else 0
-            may_go += len(self._fresh) if self._fresh.top(self._gate.has_room) >= 0 else 0
+        may_go = len(self._alone) + (0 if self._idle else self._lineup.ready)
         there = self._there
         wanted = min(limits.connections, there + may_go - self._connecting)
         if self.breaker.consecutive:
@@ -381,7 +345,7 @@ class PrefetchClient:
         self._tick()
         if connection.answered == 1:
             self._not_before = 0.0
-        self._leave_host(resource.host)
+        self._lineup.end(resource.host)
         job = resource.job
         paced_before = self.pace.limit
         goes_on = resource.answered(head, size_bytes, job.exchange.deed)
@@ -389,7 +353,7 @@ class PrefetchClient:
         if not goes_on:
             self._resource_ended(resource)
         elif not job.over:
-            self._begun.put(resource, job.exchange.task.head.priority)
+            self._lineup.begun.put(resource, job.exchange.task.head.priority)
         if self._closed:
             return
         if connection.closing or connection.surplus:
@@ -419,9 +383,9 @@ class PrefetchClient:
             resource.tries = min(resource.tries + 1, TRIES_MAX if self.breaker.closed else TRIES_MAX - 1)
             if resource.tries < TRIES_MAX and not resource.job.over:
                 # It keeps its place among its host's.
-                self._alone.append((resource, buckets[-1] if buckets else Bucket()))
+                self._alone.append((resource, buckets))
             else:
-                self._leave_host(resource.host)
+                self._lineup.end(resource.host)
                 resource.error = cause_of_death(death).of(death.value)
                 self._resource_ended(resource)
         if self._has_work:
@@ -444,19 +408,6 @@ class PrefetchClient:
         if connection.held_at:
             self._held.remove(connection)
 
-    def _leave_host(self, host: bytes) -> None:
-        self._gate.end(host)
-        if self._fresh.aside or self._begun.aside:
-            self._recall(host)
-
-    def _recall(self, host: bytes) -> None:
-        self._begun.recall(host)
-        self._fresh.recall(host)
-
-    def _recall_all(self) -> None:
-        for host in {*self._begun.aside, *self._fresh.aside}:
-            self._recall(host)
-
     # ── jobs ──────────────────────────────────────────────────────────────────────────────
 
     def _resource_ended(self, resource: Resource) -> None:
@@ -468,7 +419,7 @@ class PrefetchClient:
         if job.tree is None:
             self._end_job(job)
             return
-        self._trees += not was_tree
+        self._lineup.trees += not was_tree
         self._feed(job)
 
     def _feed(self, job: Job) -> None:
@@ -479,7 +430,7 @@ class PrefetchClient:
         if task.expires_at <= self._now and not job.finished:
             job.stop("its ttl ended")
         for resource in job.feed():
-            self._begun.put(resource, task.head.priority)
+            self._lineup.begun.put(resource, task.head.priority)
         if job.finished:
             self._end_job(job)
         elif job.hungry:
@@ -490,7 +441,7 @@ class PrefetchClient:
         job.over = True
         del self._jobs[job]
         if job.tree is not None:
-            self._trees -= 1
+            self._lineup.trees -= 1
             job.tree.stop()
         exchange = job.exchange
         evidence = exchange.prove(self.name)
@@ -549,7 +500,7 @@ class PrefetchClient:
                 silent = now - connection.progress_at > self.limits.answer_timeout_s
                 connection.kill(Death.SILENT if silent else Death.SLOW)
         self._fail_impatient(now)
-        self._gate.sweep()
+        self._lineup.sweep()
         if self._has_work or self._jobs:
             self._sweep_timer = self._loop.call_later(SWEEP_S, self._sweep)
             if self._has_work:
@@ -563,16 +514,16 @@ class PrefetchClient:
             return
         self._patience_at = now + PATIENCE_EVERY_S
         error = f"{self.breaker.reason}; out of reach for {self.limits.patience_s:g} s"
-        waiting = [*(resource for resource, _ in self._alone), *self._begun]
+        waiting = [*(resource for resource, _ in self._alone), *self._lineup.begun]
         for job in dict.fromkeys(resource.job for resource in waiting):
             if not job.over and job.exchange.task.received_at <= came_before:
                 self._end_job(job, error)
         for resource, _ in self._alone:
             if resource.job.over:
-                self._leave_host(resource.host)
+                self._lineup.end(resource.host)
         self._alone = deque(each for each in self._alone if not each[0].job.over)
-        self._begun.remove(lambda resource: resource.job.over)
-        for exchange in self._fresh.remove(lambda exchange: exchange.task.received_at <= came_before):
+        self._lineup.begun.remove(lambda resource: resource.job.over)
+        for exchange in self.queue.remove(lambda exchange: exchange.task.received_at <= came_before):
             self._ended(exchange, self._named(error))
 
     def _pace_soon(self) -> None:
@@ -583,8 +534,7 @@ class PrefetchClient:
         """Reads again what is out of debt; runs while anything is held, or waits to be out of it."""
         self._pace_timer = None
         now = self._tick()
-        for host in self._gate.sweep():
-            self._recall(host)
+        self._lineup.sweep()
         held, self._held = self._held, []
         for connection in held:
             if connection.owes(now):
@@ -595,9 +545,3 @@ class PrefetchClient:
             self._pace_soon()
         if self._has_work:
             self._pump_soon()
-
-
-def _host_of(exchange: Exchange) -> bytes:
-    """The host of a target that `split_target` takes: between the second slash and what follows it."""
-    host = exchange.target.split(b"/", 3)[2]
-    return host if b"?" not in host else host.partition(b"?")[0]

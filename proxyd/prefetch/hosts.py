@@ -131,13 +131,13 @@ class HostGate:
     def __init__(self, per_host: int, bytes_per_s: float) -> None:
         self._hosts: dict[bytes, _Host] = {}
         self._per_host = per_host
-        self._rate = bytes_per_s
+        self.rate = bytes_per_s
         self.now = 0.0
         """For what owes; its user keeps it up to date."""
 
     def set_bounds(self, per_host: int, bytes_per_s: float) -> None:
         """Other bounds from now on."""
-        self._per_host, self._rate = per_host, bytes_per_s
+        self._per_host, self.rate = per_host, bytes_per_s
         for host in self._hosts.values():
             host.bucket.set_rate(bytes_per_s, self.now)
 
@@ -146,13 +146,13 @@ class HostGate:
         state = self._hosts.get(host)
         if state is None:
             return True
-        return state.in_flight < self._per_host and not (self._rate and state.bucket.wait_s(self.now))
+        return state.in_flight < self._per_host and not (self.rate and state.bucket.wait_s(self.now))
 
     def begin(self, host: bytes) -> Bucket:
         """A request for this host begins; what it brings is to be spent there."""
         state = self._hosts.get(host)
         if state is None:
-            state = self._hosts[host] = _Host(self._rate)
+            state = self._hosts[host] = _Host(self.rate)
         state.in_flight += 1
         return state.bucket
 
@@ -160,7 +160,7 @@ class HostGate:
         """A request for this host has ended."""
         state = self._hosts[host]
         state.in_flight -= 1
-        if not state.in_flight and not self._rate:
+        if not state.in_flight and not self.rate:
             del self._hosts[host]
 
     def sweep(self) -> list[bytes]:

@@ -11,7 +11,7 @@ import pytest
 
 from proxyd.breaker import BreakerSettings, State
 from proxyd.caches.http import Request, make_kind
-from proxyd.prefetch import client as client_module
+from proxyd.prefetch import lineup as lineup_module
 from proxyd.prefetch.buckets import BURST_S
 from proxyd.prefetch.client import BUFFER_BYTES
 from proxyd.prefetch.hits import DRAIN_MAX_BYTES
@@ -644,14 +644,15 @@ def test_many_children_are_not_held_and_hold_up_nobody() -> None:
             serve(lambda request: answer(media, HLS) if b"m3u8" in request else answer())
         ) as server:
             with Told(server.address) as told:
+                lineup = told.client._lineup
 
                 def answered_before(host: bytes) -> None:
                     nonlocal most
-                    most = max(most, len(told.client._begun))
+                    most = max(most, len(lineup.begun))
                     leave(host)
 
-                leave = told.client._leave_host
-                told.client._leave_host = answered_before  # type: ignore[method-assign]
+                leave = lineup.end
+                lineup.end = answered_before  # type: ignore[method-assign]
                 told.put(ROOT)
                 await wait_until(lambda: len(server.requests) > 100)
                 told.put(target(1), priority=9)
@@ -665,7 +666,7 @@ def test_many_children_are_not_held_and_hold_up_nobody() -> None:
 
 
 def test_trees_are_begun_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "TREES_MAX", 2)
+    monkeypatch.setattr(lineup_module, "TREES_MAX", 2)
 
     async def test() -> None:
         async with Scripted(serve(stream)) as server:  # type: ignore[arg-type]
