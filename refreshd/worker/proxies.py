@@ -21,7 +21,7 @@ from refreshd.worker.proxy_session import ERROR_MAX_CHARS, ProxySession
 from wire.errors import Refused
 from wire.fields import bad_field
 from wire.heads import is_id
-from wire.lines import format_line, parse
+from wire.lines import Value, format_line, parse
 from wire.sessions import Hello
 
 if TYPE_CHECKING:
@@ -174,6 +174,12 @@ class Proxies:
         self.hub.mesh.tell(format_line("link", {"name": session.name, "up": 0})[:-1])
         log.info("proxy disconnected", proxy=session.name)
         self._choose_way(session.name)
+
+    def way_to(self, name: str) -> int | None:
+        """The slot of a worker that has a connection to a proxy, this one's if it can be."""
+        if name in self.sessions:
+            return self.hub.shards.slot
+        return min(self._ways.get(name, ()), default=None)
 
     def sibling_link(self, slot: int, name: str, up: bool) -> None:
         """A sibling has, or no longer has, a connection to a proxy."""
@@ -400,6 +406,22 @@ class Proxies:
                 self.one(name, task, values)
             except Refused as refused:
                 log.warning("a proxy reported nonsense", proxy=name, error=str(refused))
+
+    def receipt(self, name: str, task_id: bytes, text: str) -> None:
+        """A proxy's receipt goes where its reports go; of a task that is not there it is dropped."""
+        owner = self.hub.shards.owner(task_id)
+        if owner != self.hub.shards.slot:
+            fields: dict[str, Value] = {"proxy": name, "task_id": task_id.decode()}
+            self.hub.mesh.tell(format_line("receipt", fields, [text])[:-1], owner)
+            return
+        task = self.hub.engine.tasks.get(task_id)
+        if task is not None and any(name in layer.places for layer in task.layer.plan.layers):
+            self.hub.engine.keep_receipt(task, name, text.encode())
+
+    def receipt_passed_on(self, raw: bytes) -> None:
+        """A receipt that a proxy gave to a sibling, which may not know yet that a task has a new owner."""
+        line = parse(raw)
+        self.receipt(line.fields["proxy"], line.fields["task_id"].encode(), (line.items or ("",))[0])
 
     def send_away(self) -> None:
         """Proxies are to connect elsewhere: siblings reach them through this worker no more."""

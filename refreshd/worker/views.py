@@ -5,12 +5,14 @@ from __future__ import annotations
 from refreshd.fanout import Cursor
 from refreshd.fleet import Plan, plan_size
 from refreshd.shard import created_ms
-from refreshd.store.base import Stored
+from refreshd.store.base import ReceiptRow, Stored
 from refreshd.task import Failure, State, Task, read_marks, read_terms
 from refreshd.worker.parked import task_of
 from wire.lines import Value, format_line, parse
 
 Fields = dict[str, Value]
+# Of receipts in one reply; escaped, they may be twice as long.
+RECEIPTS_MAX_BYTES = 1 << 20
 
 
 def describe(task: Task) -> Fields:
@@ -130,6 +132,23 @@ def _row(name: str, layer: int, state: str, done: int, failed: int, ms: int, err
 
 def _listing(rows: list[bytes]) -> bytes:
     return b"ok n=%d\n" % len(rows) + b"".join(rows)
+
+
+def receipts(found: list[ReceiptRow], *, may_be_more: bool) -> bytes:
+    """The `task_receipt` reply: as many as fit in it, and whether it is worth while to ask for more."""
+    shown: list[ReceiptRow] = []
+    room = RECEIPTS_MAX_BYTES
+    for row in found:
+        room -= len(row.text)
+        if shown and room < 0:
+            may_be_more = True
+            break
+        shown.append(row)
+    more = b" more=1" if may_be_more else b""
+    return b"ok n=%d%b\n" % (len(shown), more) + b"".join(
+        format_line("+", {"proxy": row.proxy, "bytes": len(row.text), "receipt": row.text.decode()})
+        for row in shown
+    )
 
 
 def ok(fields: Fields) -> bytes:
