@@ -57,6 +57,8 @@ class Lanes(msgspec.Struct, frozen=True):
     fast: LaneClient
     slow: LaneClient
     replay: Replay
+    address: tuple[str, int] = ("", 0)
+    group: str = ""
 
 
 class Route(msgspec.Struct, frozen=True):

@@ -76,7 +76,7 @@ class Caches:
         else:
             quick = CacheClient(cache.name, *cache.address, fast, self._ended)
         long = CacheClient(cache.name, *cache.address, slow, self._ended)
-        return Lanes(cache.name, kind, quick, long, Replay(quick, long))
+        return Lanes(cache.name, kind, quick, long, Replay(quick, long), cache.address)
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)

@@ -161,6 +161,9 @@ TABLE: tuple[Setting, ...] = (
     _number("agent", "drop_after_s", 0, 0, DROP_AFTER_MAX_S,
             "after how long an absence (s) an engine may have it drop the whole cache; 0: never",
             Reload.GREETING),
+    Setting("agent", "receipt_key_file", str, "", "a path",
+            "the key that receipts are signed with, made when it is missing; empty: one as long-lived as the "
+            "process", _any, Reload.GREETING),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
