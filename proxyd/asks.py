@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from proxyd.addresses import format_address
-from proxyd.dispatch import Lanes
 from proxyd.documents import encode
 from proxyd.explain import Sizes, explain
 from proxyd.logs import Log
+from proxyd.route import Lanes
 from proxyd.session import Ask, LinkSession
 
 # What an engine takes.

@@ -48,6 +48,7 @@ class CacheConfig(msgspec.Struct, frozen=True):
     files: NginxFiles | None = None
     """Where an nginx keeps its objects, if the agent is to look there."""
     purge: bool = False
+    soft: bool = False
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -59,6 +60,13 @@ class LaneConfig(msgspec.Struct, frozen=True):
     whole_timeout_s: float
     patience_s: float
     depth: int = 1
+
+
+class LookConfig(msgspec.Struct, frozen=True):
+    """[look]; times in seconds."""
+
+    connections: int
+    answer_timeout_s: float
 
 
 class AgentConfig(msgspec.Struct, frozen=True):
@@ -86,6 +94,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     log_level: str
     fast: LaneConfig
     slow: LaneConfig
+    look: LookConfig
     caches: list[CacheConfig]
 
 
@@ -128,6 +137,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     reader.check_caches(caches)
     reader.read_requests(document, caches)
     reader.check_nginx(caches)
+    reader.check_soft(caches)
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
@@ -155,9 +165,16 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
+        look=LookConfig(**values["look"]),
         caches=[
             CacheConfig(
-                row["name"], row["kind"], _address(row["address"]), row["requests"], _files(row), row["purge"]
+                name=row["name"],
+                kind=row["kind"],
+                address=_address(row["address"]),
+                requests=row["requests"],
+                files=_files(row),
+                purge=row["purge"],
+                soft=row["soft"],
             )
             for row in caches
         ],
@@ -326,6 +343,14 @@ class _Reader:
             else:
                 for key in set(given) - {"purge"}:
                     self.blame(f"{key} says nothing without path", "cache", number, key)
+
+    def check_soft(self, caches: list[dict[str, Any]]) -> None:
+        """It stands only where the kind can do it."""
+        for number, cache in enumerate(caches):
+            kind = KINDS.get(cache["kind"] or "")
+            if cache["soft"] and kind is not None and not kind.soft:
+                able = ", ".join(repr(each.name) for each in KINDS.values() if each.soft)
+                self.blame(f"soft is for kind {able} only", "cache", number, "soft")
 
     def check_drops(self, caches: list[dict[str, Any]]) -> None:
         """Each can be told to drop all that it holds."""

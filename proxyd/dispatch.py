@@ -21,86 +21,44 @@ A task is known by the scope of the engine that pushed it, and its id:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 
-import msgspec
-
-from proxyd.caches import CacheKind, Deed
+from proxyd.caches import Deed
+from proxyd.course import Course, End, Lane, Plan, Step
 from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
 from proxyd.errors import BadTarget
-from proxyd.evidence import is_evidence_wanted
+from proxyd.evidence import Evidence, is_evidence_wanted
 from proxyd.homes import Home, add_home, drop_home, is_told, leave_home, move_home, parts_of
-from proxyd.lane_client import LaneClient
 from proxyd.merging import DROP
 from proxyd.outbox import Outbox
-from proxyd.replay import Door, Replay
-from proxyd.targets import TARGET_OF_DROP, split_directory, split_drop, split_pattern, split_tag, split_target
+from proxyd.proving import make_course, plan_proof
+from proxyd.replay import Door
+from proxyd.route import Lanes, Route, plan_route
+from proxyd.targets import TARGET_OF_DROP
 from proxyd.tasks import CarriedTask, Exchange, Share, Task, end_exchange, resume_task
 from wire.tasks import PushHead
 
-SLOW_TYPES = frozenset({"prefetch"})
-"""What goes through the slow lane; all else is quick."""
 DROP_HEAD = PushHead(type=DROP, priority=9)
 """Of a drop of the whole cache. It goes first: what waits is satisfied by it."""
 OVERCOMMIT = 2
 DROP_CONTENT = b"\0drop"
 """Stands for what a drop asks for; no targets have this content."""
+NO_DEED = Deed(method=b"", good=frozenset())
+"""Of a course that has not begun."""
 NO_HEAD = PushHead(type="")
 """Of a push that could not be read."""
-
-
-class Lanes(msgspec.Struct, frozen=True):
-    """One cache: what it is, and a client of its own for each lane."""
-
-    name: str
-    kind: CacheKind
-    fast: LaneClient
-    slow: LaneClient
-    replay: Replay
-    address: tuple[str, int] = ("", 0)
-    group: str = ""
-
-
-class Route(msgspec.Struct, frozen=True):
-    """What is done for one task type: at which caches, and why not at the others."""
-
-    steps: tuple[tuple[Deed, Door], ...]
-    refusal: str | None
-    split: Callable[[bytes], tuple[bytes, bytes]]
-
-
-SPLITS = {"dir": split_directory, "regex": split_pattern, "tag": split_tag, DROP: split_drop}
-
-
-def plan_route(task_type: str, caches: Iterable[Lanes], *, replaying: bool = False) -> Route:
-    """The route of a task type; the first refusal stands for all.
-
-    While `replaying`, each cache's own order holds (`replay.py`).
-    """
-    steps: list[tuple[Deed, Door]] = []
-    refusal: str | None = None
-    for cache in caches:
-        deed, why = cache.kind.deed_of(task_type)
-        if deed is not None:
-            steps.append((deed, _door_of(cache, task_type, replaying=replaying)))
-        elif refusal is None:
-            refusal = f"cache {cache.name}: type={task_type} refused: {why}"
-    return Route(tuple(steps), refusal, SPLITS.get(task_type, split_target))
-
-
-def _door_of(cache: Lanes, task_type: str, *, replaying: bool) -> Door:
-    if task_type in SLOW_TYPES:
-        return cache.replay.prefetches if replaying else cache.slow
-    return cache.replay if replaying else cache.fast
 
 
 class Dispatcher:
     """Holds the tasks in flight. It calls `hold(True)` when overfull, `hold(False)` when there is room."""
 
-    def __init__(self, hold: Callable[[bool], None]) -> None:
+    def __init__(self, hold: Callable[[bool], None], clock: Callable[[], float] = time.time) -> None:
         self._hold = hold
         self._caches: tuple[Lanes, ...] = ()
         self._routes: dict[str, Route] = {}
+        self._forced_routes: dict[str, Route] = {}
+        self._clock = clock
         self._tasks: dict[bytes, Task] = {}
         # Those with more than one target: the only ones whose progress is worth telling.
         self._long: dict[bytes, Task] = {}
@@ -121,7 +79,7 @@ class Dispatcher:
     def use_caches(self, caches: Iterable[Lanes]) -> None:
         """Says what the caches are; what is in hand goes on at those that it began with."""
         before, self._caches = self._caches, tuple(caches)
-        self._routes = {}
+        self._routes, self._forced_routes = {}, {}
         if self._caches != before:
             self.forget_done()
         self.replay(self._replaying)
@@ -129,7 +87,7 @@ class Dispatcher:
     def replay(self, on: bool) -> None:
         """Begins or ends the order that holds while the agent catches up, at each cache."""
         if on != self._replaying:
-            self._routes = {}
+            self._routes, self._forced_routes = {}, {}
         self._replaying = on
         for cache in self._caches:
             if on:
@@ -251,14 +209,19 @@ class Dispatcher:
     def _start(self, task: Task, targets: list[bytes]) -> None:
         """Begins what is open of a task."""
         head = task.head
-        route = self._routes.get(head.type)
+        routes = self._forced_routes if head.force else self._routes
+        route = routes.get(head.type)
         if route is None:
-            route = self._routes[head.type] = plan_route(head.type, self._caches, replaying=self._replaying)
+            route = routes[head.type] = plan_route(
+                head.type, self._caches, force=head.force, replaying=self._replaying
+            )
         self._tasks[task.key] = task
         self.open_targets += task.open
         if task.total > 1:
             self._long[task.key] = task
-        if len(route.steps) == 1 and route.refusal is None:
+        if head.verify or head.then is not None:
+            self._begin_proved(task, route, targets)
+        elif len(route.steps) == 1 and route.refusal is None:
             self._begin_single(task, route, targets)
         else:
             self._begin(task, route, targets)
@@ -352,6 +315,67 @@ class Dispatcher:
             for request, deed, door in requests:
                 door.put(Exchange(task, target, request, deed, share), task.head.priority)
 
+    def _begin_proved(self, task: Task, route: Route, targets: list[bytes]) -> None:
+        """Each target at each cache takes a course (`course.py`)."""
+        plans: list[tuple[Lanes, Plan]] = []
+        refusal: str | None = None
+        for cache in self._caches:
+            plan = plan_proof(cache, task.head)
+            if isinstance(plan, str):
+                refusal = refusal or f"cache {cache.name}: {plan}"
+            else:
+                plans.append((cache, plan))
+        for target in targets:
+            try:
+                host, path = route.split(target)
+            except BadTarget as error:
+                self._end_target(task, target, str(error))
+                continue
+            if not plans:
+                self._end_target(task, target, refusal or "this agent has no caches")
+                continue
+            share = Share(len(plans))
+            share.error = refusal
+            for cache, plan in plans:
+                self._begin_course(Exchange(task, target, b"", NO_DEED, share), cache, plan, host, path)
+
+    def _begin_course(self, exchange: Exchange, cache: Lanes, plan: Plan, host: bytes, path: bytes) -> None:
+        evidence = exchange.evidence = Evidence(cache.name, exchange.target.decode("utf-8", "replace"))
+        course = exchange.course = make_course(cache, plan, host, path, evidence)
+        if self._replaying and plan.purge is not None:
+            cache.replay.count(exchange)
+        try:
+            step = course.begin()
+        except BadTarget as error:
+            exchange.course = None
+            self.ended(exchange, f"cache {cache.name}: {error}")
+            return
+        self._take_step(exchange, cache, step, first=True)
+
+    def _take_step(self, exchange: Exchange, cache: Lanes, step: Step, *, first: bool = False) -> None:
+        exchange.deed, exchange.request, exchange.tries = step.deed, step.request, 0
+        priority = exchange.task.head.priority
+        if step.lane is Lane.LOOK and cache.look is not None:
+            cache.look.put_later(exchange, priority, step.delay_s)
+        elif step.lane is Lane.QUICK:
+            cache.fast.put(exchange, priority)
+        else:
+            # What warms by itself waits for the refreshes before it; what follows a refresh is part of it.
+            door = cache.replay.prefetches if first and self._replaying else cache.slow
+            door.put(exchange, priority)
+
+    def _go_on(self, exchange: Exchange, course: Course) -> str | Step | None:
+        """A step of a course has ended well: the next is begun and returned, or how the course has ended."""
+        name = course.cache.name
+        try:
+            step = course.after(int(self._clock() * 1000))
+        except BadTarget as error:
+            return f"cache {name}: {error}"
+        if isinstance(step, End):
+            return None if step.error is None else f"cache {name}: {step.error}"
+        self._take_step(exchange, course.cache, step)
+        return step
+
     def _end_target(self, task: Task, target: bytes, error: str) -> None:
         self._release(1)
         if task.end_target(target, error):
@@ -360,6 +384,11 @@ class Dispatcher:
     def ended(self, exchange: Exchange, error: str | None) -> None:
         """A client has ended an exchange: `error` is None if the cache has done it."""
         task = exchange.task
+        if exchange.course is not None and error is None and task.expires_at:
+            outcome = self._go_on(exchange, exchange.course)
+            if isinstance(outcome, Step):
+                return
+            error = outcome
         open_before = task.open
         ended = end_exchange(exchange, error)
         if task.expires_at and task.open != open_before:
@@ -408,7 +437,7 @@ class Dispatcher:
     def figures(self) -> dict[str, str | int | float | None]:
         """What a beat tells: targets that wait in each lane, and all that are in hand."""
         return {
-            "fast": sum(cache.fast.waiting for cache in self._caches),
+            "fast": sum(cache.fast.waiting + cache.looks_waiting for cache in self._caches),
             "slow": sum(cache.slow.waiting + cache.replay.waiting for cache in self._caches),
             "inflight": self.open_targets,
         }

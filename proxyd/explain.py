@@ -11,9 +11,11 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from proxyd.caches import CacheKind, Deed
-from proxyd.dispatch import SLOW_TYPES, SPLITS, Lanes
+from proxyd.course import Plan
 from proxyd.errors import BadTarget
 from proxyd.merging import MergingQueue
+from proxyd.proving import plan_proof
+from proxyd.route import SLOW_TYPES, SPLITS, Lanes
 from proxyd.targets import split_target
 from wire.tasks import PushHead
 
@@ -54,9 +56,15 @@ def _explain_at(
 ) -> Document:
     """One request to one cache, or why there is none."""
     row: Document = {"cache": cache.name, "kind": cache.kind.name, "type": task_type}
-    deed, why = cache.kind.deed_of(task_type)
+    deed, why = cache.deed_of(task_type, force=head.force)
     if deed is None:
         return row | {"refused": why}
+    proof: Document = {}
+    if task_type == head.type and (head.verify or head.then is not None):
+        plan = plan_proof(cache, head)
+        if isinstance(plan, str):
+            return row | {"refused": plan}
+        proof = _proof_of(plan, deed)
     try:
         request = deed.render(*parts)
     except BadTarget as error:
@@ -66,10 +74,23 @@ def _explain_at(
     ban = ban_of(cache.kind, task_type, parts)
     if ban is not None:
         row["ban"] = ban
-    merged = None if task_type in SLOW_TYPES else _merged_into(cache, head, target)
+    row |= proof
+    # What is looked at goes through a lane of its own, in which nothing is merged.
+    merges = task_type not in SLOW_TYPES and row["lane"] == "fast"
+    merged = _merged_into(cache, head, target) if merges else None
     if merged is not None:
         row["merged_into"] = merged
     return row
+
+
+def _proof_of(plan: Plan, deed: Deed) -> Document:
+    """How it is seen that it was done, or that nothing shows it."""
+    if deed.certain:
+        return {"verified_by": "who does it sees it"}
+    if plan.look is None:
+        return {"unverified": "nothing shows whether it is gone"}
+    planted = "" if plan.plant is None else f" of what {plan.plant.method.decode()} has put there before"
+    return {"lane": "look", "verified_by": f"{plan.look.method.decode()}{planted}"}
 
 
 def _merged_into(cache: Lanes, head: PushHead, target: bytes) -> Document | None:

@@ -17,11 +17,12 @@ from proxyd.caches import KINDS, CacheKind, kind_of
 from proxyd.caches.nginx_files import NginxFolder
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
-from proxyd.dispatch import Lanes
 from proxyd.lane_client import LaneClient
 from proxyd.local import LocalClient
+from proxyd.looking import LookClient
 from proxyd.pipeline import CacheClient, Ended
 from proxyd.replay import Replay
+from proxyd.route import Lanes
 from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
 
@@ -55,32 +56,38 @@ class Caches:
         for cache in config.caches:
             lanes = before.pop(cache, None)
             if lanes is None:
-                lanes = self._make(cache, config.fast, slow)
+                lanes = self._make(cache, config, slow)
             else:
                 lanes.fast.set_limits(_fast_limits(config.fast, lanes.kind))
                 lanes.slow.set_limits(slow)
+                if lanes.look is not None:
+                    lanes.look.set_limits(_look_limits(config))
             self._in_use[cache] = lanes
         for lanes in before.values():
             task = asyncio.get_running_loop().create_task(self._let_go(lanes))
             self._leaving[task] = lanes
             task.add_done_callback(self._leaving.pop)
 
-    def _make(self, cache: CacheConfig, lane: LaneConfig, slow: Limits) -> Lanes:
+    def _make(self, cache: CacheConfig, config: AgentConfig, slow: Limits) -> Lanes:
         files = cache.files
         path = files.path if files else ""
         kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge) or KINDS[cache.kind]
-        fast = _fast_limits(lane, kind)
+        fast = _fast_limits(config.fast, kind)
         quick: LaneClient
         if files is not None:
             quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended)
         else:
             quick = CacheClient(cache.name, *cache.address, fast, self._ended)
         long = CacheClient(cache.name, *cache.address, slow, self._ended)
-        return Lanes(cache.name, kind, quick, long, Replay(quick, long), cache.address)
+        look = None
+        if kind.look is not None:
+            look = LookClient(cache.name, *cache.address, _look_limits(config), self._ended)
+        replay = Replay(quick, long, look)
+        return Lanes(cache.name, kind, quick, long, replay, look, cache.soft, address=cache.address)
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
-        for client in (lanes.fast, lanes.slow):
+        for client in (*lanes.quick_clients, lanes.slow):
             client.give_up("taken out of the configuration")
 
     def unended(self) -> Iterator[Exchange]:
@@ -91,6 +98,8 @@ class Caches:
                 yield from exchange.followers or ()
             yield from lanes.replay.unended()
             yield from lanes.slow.unended()
+            if lanes.look is not None:
+                yield from lanes.look.unended()
 
     @property
     def quick_is_idle(self) -> bool:
@@ -102,14 +111,17 @@ class Caches:
         for task in self._leaving:
             task.cancel()
         for lanes in (*self.in_use, *self.leaving):
-            lanes.fast.close()
-            lanes.slow.close()
+            for client in (*lanes.quick_clients, lanes.slow):
+                client.close()
 
 
 def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
     """Whether nothing waits and nothing is in flight."""
-    clients = [client for lanes in all_lanes for client in (lanes.fast, lanes.slow)[: 1 if quick_only else 2]]
-    return not any(client.waiting or client.in_flight for client in clients)
+    for lanes in all_lanes:
+        clients = lanes.quick_clients if quick_only else (*lanes.quick_clients, lanes.slow)
+        if any(client.waiting or client.in_flight for client in clients) or lanes.looks_waiting:
+            return False
+    return True
 
 
 def _fast_limits(lane: LaneConfig, kind: CacheKind) -> Limits:
@@ -118,6 +130,17 @@ def _fast_limits(lane: LaneConfig, kind: CacheKind) -> Limits:
         return limits
     # Behind a large object the next one would wait, and be blamed for it.
     return msgspec.structs.replace(limits, depth=1, until_closed=True)
+
+
+def _look_limits(config: AgentConfig) -> Limits:
+    limits = _limits(config.fast)
+    timeout_s = config.look.answer_timeout_s
+    return msgspec.structs.replace(
+        limits,
+        connections=config.look.connections,
+        answer_timeout_s=timeout_s,
+        whole_timeout_s=max(timeout_s, limits.whole_timeout_s),
+    )
 
 
 def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:

@@ -16,7 +16,7 @@ from proxyd.asks import Asks
 from proxyd.carry import CarriedEngine, CarriedSlot
 from proxyd.catching_up import EngineView
 from proxyd.config import AgentConfig
-from proxyd.dispatch import SLOW_TYPES, Dispatcher
+from proxyd.dispatch import Dispatcher
 from proxyd.engine import Engine
 from proxyd.homes import Home, parts_of
 from proxyd.link import LinkSettings
@@ -24,6 +24,7 @@ from proxyd.logs import Log
 from proxyd.outbox import Outbox
 from proxyd.receipts import Notary
 from proxyd.roster import Roster
+from proxyd.route import SLOW_TYPES
 from proxyd.session import Greeted, Identity
 from proxyd.settings import LIST_MAX
 from proxyd.slot import Slot

@@ -222,9 +222,7 @@ class CacheClient:
     async def _connect(self) -> None:
         try:
             async with asyncio.timeout(self.limits.connect_timeout_s):
-                await self._loop.create_connection(
-                    lambda: Connection(self, self._loop), self._host, self._port
-                )
+                await self._loop.create_connection(self.make_connection, self._host, self._port)
         except TimeoutError:
             self._note_trouble(f"no connection within {self.limits.connect_timeout_s:g} s", backoff=True)
         except OSError as error:
@@ -235,6 +233,10 @@ class CacheClient:
         finally:
             self._connecting -= 1
         self._pump()
+
+    def make_connection(self) -> Connection:
+        """A fresh one, to be connected."""
+        return Connection(self, self._loop)
 
     # What connections tell.
 

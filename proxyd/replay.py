@@ -60,8 +60,9 @@ class Segment:
 class Replay:
     """One cache. What is put in here goes to the lanes in the order that holds while catching up."""
 
-    def __init__(self, fast: Lane, slow: Door) -> None:
+    def __init__(self, fast: Lane, slow: Door, look: Lane | None = None) -> None:
         self._fast = fast
+        self._look = look
         self._slow = slow
         self._segments: deque[Segment] = deque()
         self.on = False
@@ -73,7 +74,11 @@ class Replay:
             return
         self.on = True
         for exchange in self._fast.unended():
-            self._count(exchange)
+            self.count(exchange)
+        if self._look is not None:
+            for exchange in self._look.unended():
+                if exchange.task.head.type != "prefetch":
+                    self.count(exchange)
         queue = MergingQueue()
         for exchange in self._fast.queue.take(len(self._fast.queue)):
             for each in (exchange, *exchange.part()):
@@ -94,10 +99,11 @@ class Replay:
 
     def put(self, exchange: Exchange, priority: int) -> None:
         """Takes a refresh."""
-        self._count(exchange)
+        self.count(exchange)
         self._fast.put(exchange, priority)
 
-    def _count(self, exchange: Exchange) -> None:
+    def count(self, exchange: Exchange) -> None:
+        """What is prefetched from now on waits for the end of a refresh."""
         if exchange.segment is not None:
             return
         if not self._segments or self._segments[-1].prefetches:

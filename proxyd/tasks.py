@@ -18,6 +18,7 @@ from proxyd.evidence import EVIDENCE_MAX, Evidence
 from wire.tasks import PushHead
 
 if TYPE_CHECKING:
+    from proxyd.course import Course
     from proxyd.homes import Home
     from proxyd.replay import Segment
 
@@ -178,7 +179,8 @@ class Exchange:
     """One request to one cache, and what is needed once it is answered."""
 
     __slots__ = (
-        "deed", "evidence", "followers", "request", "segment", "sent_at", "share", "target", "task", "tries",
+        "course", "deed", "evidence", "followers", "request", "segment", "sent_at", "share", "target", "task",
+        "tries",
     )  # fmt: skip
 
     def __init__(self, task: Task, target: bytes, request: bytes, deed: Deed, share: Share | None) -> None:
@@ -197,6 +199,8 @@ class Exchange:
         """What ends with it, because it asks for no more than this: see `merging.py`."""
         self.evidence: Evidence | None = None
         """What was done and seen, see `prove`."""
+        self.course: Course | None = None
+        """Where it stands, if it is more than one request: see `course.py`."""
 
     def prove(self, cache: str) -> Evidence | None:
         """Where to write down what is done at a cache, or None if nobody asked."""

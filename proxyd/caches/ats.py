@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxyd.caches.base import NOT_YET, PREFETCH, CacheKind, Deed
+from proxyd.caches.base import LOOK_ONLY_IF_CACHED, NOT_YET, PREFETCH, CacheKind, Deed
 
 _HINTS = {
     403: "allow PURGE for this agent's address in ip_allow.yaml",
@@ -21,5 +21,6 @@ ATS = CacheKind(
         "regex": NOT_YET.format("pattern"),
         "tag": NOT_YET.format("tag"),
     },
+    look=LOOK_ONLY_IF_CACHED,
     no_drop="Traffic Server knows no request that drops all it holds",
 )

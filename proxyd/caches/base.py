@@ -7,9 +7,11 @@ all kinds alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
+
+from proxyd.sight import Answer, Sight, read_only_if_cached
 
 
 class Deed(msgspec.Struct, frozen=True):
@@ -29,6 +31,8 @@ class Deed(msgspec.Struct, frozen=True):
     """False where it has the effect by other means than a purge: then `note` says which."""
     note: str = ""
     """What the docs say of it besides (`table.py`)."""
+    certain: bool = False
+    """Who does it sees by itself that it took effect: nothing needs to be looked at."""
 
     def render(self, host: bytes, path: bytes) -> bytes:
         """The request as it goes out.
@@ -44,6 +48,32 @@ class Deed(msgspec.Struct, frozen=True):
             return None
         hint = self.hints.get(status)
         return f"{self.method.decode()} was answered {status}" + (f" ({hint})" if hint else "")
+
+
+class Look(Deed, frozen=True, kw_only=True):
+    """A request that shows whether a copy is there, and has the cache fetch none."""
+
+    read: Callable[[Answer], Sight | str]
+    """What an answer shows, or what is wrong with it."""
+    tells_begun: bool = False
+    """It shows when the fetch of a copy began, by the clock that a purge's answer shows, too."""
+
+    def see(self, answer: Answer) -> Sight | str:
+        """What an answer shows, or what is wrong with it."""
+        return self.read(answer)
+
+    def judge(self, status: int) -> str | None:
+        """Never a fault: what an answer means is seen by `see`."""
+        return None
+
+
+class Canary(Deed, frozen=True):
+    """A request that has the cache make an object of ours, for a ban to take along."""
+
+    def render_tagged(self, host: bytes, path: bytes, tag: bytes) -> bytes:
+        """The request for one with a tag."""
+        line = b"%b %b HTTP/1.1" % (self.method, path)
+        return b"%b\r\nHost: %b\r\nX-Refreshd-Tags: %b\r\n\r\n" % (line, host, tag)
 
 
 class LocalDeed(Deed, frozen=True):
@@ -70,6 +100,14 @@ class CacheKind(msgspec.Struct, frozen=True):
     """Why it cannot be asked to, where `drop` is None."""
     configurable: frozenset[str] = frozenset()
     """The types (and "drop") for which the configuration may say what to ask for (`http.py`)."""
+    look: Look | None = None
+    """Shows whether a copy of a URL is there."""
+    no_look: str = "there is nothing that it can be asked whether it has a copy, without having it fetch one"
+    """Why nothing does, where `look` is None."""
+    canary: Canary | None = None
+    """Makes an object of ours: a directory, or a tag, is seen to be gone by it."""
+    soft: Mapping[str, Deed] = {}
+    """By type: has what is there fetched anew at the next visit, instead of removing it."""
     streams: bool = False
     """A refresh is answered with the object itself: of any length, and one a connection.
 
@@ -92,6 +130,14 @@ PREFETCH = Deed(
     good=_SUCCESSES,
     note="through the cache, thrown away",
     headers=b"User-Agent: refreshd-prefetch\r\nAccept: */*\r\nAccept-Encoding: gzip\r\n",
+)
+
+# Without a body, and answered from what is kept: RFC 9111, 5.2.1.7.
+LOOK_ONLY_IF_CACHED = Look(
+    method=b"HEAD",
+    good=frozenset(range(200, 600)),
+    headers=b"Cache-Control: only-if-cached\r\n",
+    read=read_only_if_cached,
 )
 
 NOT_YET = "this agent cannot refresh by {} yet"

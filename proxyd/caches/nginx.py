@@ -47,6 +47,7 @@ NGINX_FILES = CacheKind(
             method=UNLINK,
             good=frozenset(),
             exact=False,
+            certain=True,
             note="its files are unlinked: all slices and variants",
         ),
         "dir": LocalDeed(
@@ -54,6 +55,7 @@ NGINX_FILES = CacheKind(
             good=frozenset(),
             sweeps=True,
             exact=False,
+            certain=True,
             note="one walk through the folder for all that wait",
         ),
         "prefetch": PREFETCH,
@@ -80,6 +82,7 @@ NGINX_REFETCH = CacheKind(
     },
     refused={**_REFUSED, "dir": _NO_FOLDER},
     no_drop=_NO_DROP,
+    no_look="nginx cannot be asked whether it has a copy; set path",
     streams=True,
 )
 
@@ -99,6 +102,7 @@ NGINX_PURGE = CacheKind(
         "prefetch": PREFETCH,
     },
     refused={**_REFUSED, "dir": _NO_FOLDER},
+    no_look="nginx cannot be asked whether it has a copy; set path",
     no_drop=_NO_DROP,
 )
 

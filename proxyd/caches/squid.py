@@ -7,7 +7,7 @@ over UDP, where an answer that is lost looks like one that is late.
 
 from __future__ import annotations
 
-from proxyd.caches.base import PREFETCH, CacheKind, Deed
+from proxyd.caches.base import LOOK_ONLY_IF_CACHED, PREFETCH, CacheKind, Deed
 
 _HINTS = {
     # Measured: both are answered like this.
@@ -31,5 +31,6 @@ SQUID = CacheKind(
         "prefetch": PREFETCH,
     },
     refused={"dir": _ONE_BY_ONE, "regex": _ONE_BY_ONE, "tag": _ONE_BY_ONE},
+    look=LOOK_ONLY_IF_CACHED,
     no_drop="Squid knows no request that drops all it holds; stop it, remove its cache_dir, start it",
 )

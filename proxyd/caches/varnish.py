@@ -5,7 +5,8 @@ How a ban is written, and why nobody can break out of it, stands in that file.
 
 from __future__ import annotations
 
-from proxyd.caches.base import PREFETCH, CacheKind, Deed
+from proxyd.caches.base import PREFETCH, CacheKind, Canary, Deed, Look
+from proxyd.sight import read_varnish_look
 
 _HINTS = {
     400: "refused by refreshd.vcl: the host or the path is not one that it takes",
@@ -51,5 +52,20 @@ VARNISH = CacheKind(
         "prefetch": PREFETCH,
     },
     refused={},
+    look=Look(
+        method=b"LOOK",
+        good=frozenset(range(200, 600)),
+        read=read_varnish_look,
+        tells_begun=True,
+    ),
+    canary=Canary(method=b"CANARY", good=_NEW, hints=_NEW_HINTS),
+    soft={
+        "url": Deed(
+            method=b"SOFTPURGE",
+            good=_NEW,
+            hints=_NEW_HINTS,
+            note="all variants; they are served while they are fetched anew, for as long as `grace` lasts",
+        ),
+    },
     drop=Deed(method=b"DROP", good=_NEW, hints=_NEW_HINTS, note="a ban that matches everything"),
 )

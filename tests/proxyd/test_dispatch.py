@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from proxyd.caches import KINDS, Request, kind_of
-from proxyd.dispatch import Dispatcher, Lanes
+from proxyd.dispatch import Dispatcher
 from proxyd.outbox import Outbox
 from proxyd.queues import PriorityQueue, Queue
 from proxyd.replay import Replay
+from proxyd.route import Lanes
 from proxyd.scope import scope_of
 from proxyd.tasks import Exchange, carry_tasks
 from wire.lines import parse

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyd.caches import KINDS
-from proxyd.dispatch import Dispatcher, Lanes
+from proxyd.dispatch import Dispatcher
 from proxyd.outbox import Outbox
 from proxyd.queues import PriorityQueue, Queue
 from proxyd.replay import Replay
+from proxyd.route import Lanes
 from proxyd.tasks import Exchange
 from wire.lines import parse
 from wire.tasks import PushHead

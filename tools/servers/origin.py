@@ -23,6 +23,7 @@ class Origin:
     `bump()` makes every object change. `sizes[path]` pads an answer to so many bytes,
     `statuses[path]` answers with another status, `silent` holds the paths that get no answer at all.
     `varies[path]` names a request header, in lower case: its value stands in the answer, and Vary says so.
+    `held` are paths whose answers are made, and go out when they are `release`d.
     `headers[path]` are header lines that an answer has besides. A `Range` of one part is answered with that.
     """
 
@@ -34,6 +35,8 @@ class Origin:
         self.statuses: dict[bytes, int] = {}
         self.headers: dict[bytes, bytes] = {}
         self.silent: set[bytes] = set()
+        self.held: set[bytes] = set()
+        self._answers: dict[bytes, list[tuple[asyncio.Transport, bytes]]] = {}
         self.varies: dict[bytes, bytes] = {}
         self.asked: Counter[tuple[bytes, bytes]] = Counter()
         """How often each (host, path) was asked for, bytes as they came."""
@@ -49,6 +52,23 @@ class Origin:
         """Every object is another one from now on; returns the new version."""
         self.version += 1
         return self.version
+
+    def release(self, path: bytes) -> None:
+        """Sends what is held of a path; it is not held any more."""
+        self.held.discard(path)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._send_held, path)
+
+    def _send_held(self, path: bytes) -> None:
+        for transport, answer in self._answers.pop(path, []):
+            transport.write(answer)
+
+    def answer(self, path: bytes, transport: asyncio.Transport, data: bytes) -> None:
+        """Sends an answer, or holds it."""
+        if path in self.held:
+            self._answers.setdefault(path, []).append((transport, data))
+        else:
+            transport.write(data)
 
     def start(self) -> Self:
         """Listens on a port that the kernel picks."""
@@ -140,11 +160,12 @@ class _Connection(asyncio.Protocol):
             body = body[int(part[1]) : int(part[2]) + 1]
             last = int(part[1]) + len(body) - 1
             more += b"Content-Range: bytes %b-%d/%d\r\n" % (part[1], last, whole)
-        self.transport.write(
+        answer = (
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
             # Without a Date, a max-age means nothing to Squid.
             b"Content-Type: text/plain\r\nDate: %s\r\n%b%b\r\n"
             % (status, len(body), origin.max_age_s, formatdate(usegmt=True).encode(), vary, more)
         )
         if self._parser.get_method() != b"HEAD":
-            self.transport.write(body)
+            answer += body
+        origin.answer(self._url, self.transport, answer)

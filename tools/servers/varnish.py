@@ -83,6 +83,11 @@ class Varnish(Server):
         command = [find_program("varnishstat"), "-1", "-n", str(self.folder / "work")]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
 
+    def counter(self, name: str) -> int:
+        """One of the figures of `stat`."""
+        rows = [line.split() for line in self.stat().splitlines()]
+        return next((int(row[1]) for row in rows if row and row[0] == name), 0)
+
     def bans(self) -> list[str]:
         """The expressions of the bans that Varnish holds, newest first, without its own."""
         lines = self.adm("ban.list").splitlines()[1:]

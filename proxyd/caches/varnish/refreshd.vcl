@@ -1,4 +1,5 @@
-# What refreshd's agent (proxyd) needs in a Varnish: PURGE one URL; BAN a directory, a pattern, a tag; DROP everything.
+# What refreshd's agent (proxyd) needs in a Varnish, 7.1 or later: PURGE one URL; BAN a directory, a pattern, a tag;
+# DROP everything; LOOK whether something is there.
 #
 # Copy this file to /etc/varnish/ and include it right after the `vcl 4.1;` line of your VCL:
 #
@@ -16,9 +17,18 @@
 #     BANTAG /news HTTP/1.1      removes all that the origin gave the tag `news`, of every Host; 299
 #     DROP / HTTP/1.1            removes all that is there, of every Host; 299. An agent asks for it only if
 #                                its drop_after_s is set
+#     SOFTPURGE /a/b?c HTTP/1.1  all variants of this URL are out of date; they are served for as long as grace
+#                                lasts while they are fetched anew; 299
+#     LOOK /a/b?c HTTP/1.1       whether a copy is there, and since when; nothing is fetched; 299. While one is being
+#                                fetched, it waits for that
+#     CANARY /a/x HTTP/1.1       puts an empty object there for a minute, with the tags of X-Refreshd-Tags; 299. An
+#                                agent that is to verify a ban looks whether it took such a one along
+#
+# Each answer has in X-Refreshd-Now when the request came, by this Varnish's clock.
 #
 # docs/agent.md says more.
 
+import purge;
 import std;
 
 # Who may purge: add the address the agent connects from, unless it runs on this machine.
@@ -28,8 +38,8 @@ acl refreshd_purgers {
 }
 
 sub vcl_recv {
-    if (req.method == "PURGE" || req.method == "BAN" || req.method == "BANREGEX" || req.method == "BANTAG" ||
-        req.method == "DROP") {
+    unset req.http.x-refreshd-canary;
+    if (req.method ~ "^(PURGE|SOFTPURGE|BAN|BANREGEX|BANTAG|DROP|LOOK|CANARY)$") {
         # A comma in X-Forwarded-For (Varnish has added client.ip by now): another proxy passed this on,
         # a TLS terminator on this machine for example. Then client.ip says nothing about who asks.
         if (client.ip !~ refreshd_purgers || req.http.X-Forwarded-For ~ ",") {
@@ -49,6 +59,14 @@ sub vcl_recv {
         }
         if (req.method == "PURGE") {
             return (purge);
+        }
+        if (req.method == "LOOK" || req.method == "SOFTPURGE") {
+            return (hash);
+        }
+        if (req.method == "CANARY") {
+            set req.http.x-refreshd-canary = " " + req.http.X-Refreshd-Tags + " ";
+            set req.method = "GET";
+            return (hash);
         }
         if (req.method == "BANTAG") {
             # As below: a backslash before every byte that could mean something. \x20 is a space.
@@ -79,11 +97,76 @@ sub vcl_recv {
     }
 }
 
+sub vcl_hit {
+    if (req.method == "SOFTPURGE") {
+        set req.http.x-refreshd-softened = purge.soft();
+        return (synth(299, "Softened"));
+    }
+    if (req.method == "LOOK") {
+        set req.http.x-refreshd-begun = obj.http.x-refreshd-begun;
+        set req.http.x-refreshd-ttl = obj.ttl;
+        return (synth(299, "There"));
+    }
+}
+
+sub vcl_miss {
+    if (req.method == "SOFTPURGE") {
+        # Another variant may be there.
+        set req.http.x-refreshd-softened = purge.soft();
+        return (synth(299, "Softened"));
+    }
+    if (req.method == "LOOK") {
+        return (synth(299, "Gone"));
+    }
+}
+
+sub vcl_pass {
+    if (req.method == "SOFTPURGE" || req.method == "LOOK") {
+        # What is known of it is that it is not kept.
+        return (synth(299, "Gone"));
+    }
+}
+
+sub vcl_synth {
+    if (req.method ~ "^(PURGE|SOFTPURGE|BAN|BANREGEX|BANTAG|DROP|LOOK)$") {
+        set resp.http.X-Refreshd-Now = std.real(time = req.time);
+        if (req.method == "LOOK") {
+            set resp.http.X-Refreshd-Look = resp.reason;
+            set resp.http.X-Refreshd-Begun = req.http.x-refreshd-begun;
+            set resp.http.X-Refreshd-Ttl = req.http.x-refreshd-ttl;
+        }
+        set resp.body = "";
+        return (deliver);
+    }
+}
+
+sub vcl_backend_fetch {
+    if (bereq.http.x-refreshd-canary) {
+        return (error(299, "Canary"));
+    }
+}
+
+sub vcl_backend_error {
+    if (bereq.http.x-refreshd-canary) {
+        # No origin was asked: it is as if it had come from there.
+        set beresp.http.x-refreshd-host = bereq.http.Host;
+        set beresp.http.x-refreshd-url = bereq.url;
+        set beresp.http.x-refreshd-tags = bereq.http.x-refreshd-canary;
+        set beresp.ttl = 60s;
+        set beresp.grace = 0s;
+        set beresp.keep = 0s;
+        set beresp.body = "";
+        return (deliver);
+    }
+}
+
 sub vcl_backend_response {
     # What bans are compared with. Objects stored before this file was included have no such
     # headers, and no directory refresh finds them.
     set beresp.http.x-refreshd-host = bereq.http.Host;
     set beresp.http.x-refreshd-url = bereq.url;
+    # What a LOOK tells: whether it was asked for before a purge, whenever it came.
+    set beresp.http.x-refreshd-begun = std.real(time = bereq.time);
     # The headers that origins name tags in: with spaces or commas between them.
     set beresp.http.x-refreshd-tags =
         beresp.http.Surrogate-Key + " " + beresp.http.Cache-Tag + " " + beresp.http.xkey;
@@ -93,4 +176,5 @@ sub vcl_deliver {
     unset resp.http.x-refreshd-host;
     unset resp.http.x-refreshd-url;
     unset resp.http.x-refreshd-tags;
+    unset resp.http.x-refreshd-begun;
 }
