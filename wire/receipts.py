@@ -21,6 +21,17 @@ if TYPE_CHECKING:
 # As an item of a line, once escaped, it may be twice as long: an engine with the default `line_max` takes it.
 RECEIPT_MAX_BYTES = 256 * 1024
 SEED_BYTES = 32
+# Keys (but for their highest bit) of which anybody can make signatures that hold, as they are points of small
+# order. The library takes them; RFC 8032 leaves it to who checks to look for them.
+_WEAK_KEYS = frozenset(
+    {
+        bytes(32),
+        b"\x01" + bytes(31),
+        bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+        bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+        *(bytes([low]) + b"\xff" * 30 + b"\x7f" for low in (0xEC, 0xED, 0xEE)),
+    }
+)
 _HEX = re.compile(r"[0-9a-f]*").fullmatch
 _KEY_CHARS, _SIG_CHARS = 64, 128
 
@@ -100,8 +111,11 @@ def is_genuine(receipt: Receipt) -> bool:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(receipt.key))
+        raw = bytes.fromhex(receipt.key)
+        if raw[:31] + bytes([raw[31] & 0x7F]) in _WEAK_KEYS:
+            return False
+        key = Ed25519PublicKey.from_public_bytes(raw)
         key.verify(bytes.fromhex(receipt.sig), receipt.payload.encode())
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, ValueError, IndexError):
         return False
     return True

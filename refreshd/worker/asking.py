@@ -92,16 +92,13 @@ class Asking:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        self._running = 0
+        """Questions of operators at this worker that are not answered yet."""
         self._questions: dict[int, Question] = {}
         # An answer to what the process before this asked must not be taken for one of ours.
         self._number = hub.generation << 16
         self.is_leaving = False
         """Whether connections move to another process: what is asked now would not be answered here."""
-
-    @property
-    def waiting(self) -> int:
-        """Questions that are waited for."""
-        return len(self._questions)
 
     def leave(self) -> None:
         """Nothing is waited for any more: who answers will do so elsewhere."""
@@ -113,10 +110,11 @@ class Asking:
 
     def begin(self, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         """Answers an `ask_proxies` in the next place of the turn, within ASK_S. Raises: Refused."""
-        if len(self._questions) >= ASKS_MAX:
+        if self._running >= ASKS_MAX:
             raise Refused("busy", f"{ASKS_MAX} questions are asked of proxies just now", retry_ms=1000)
         what = _what(line, values)
         plan = self.hub.fleet.plan(values.get("scope"))
+        self._running += 1
         # Not one of `queries`: those are few, and this one waits.
         self.hub.background(self._answer(turn, turn.hold(), plan, what))
 
@@ -126,6 +124,8 @@ class Asking:
             part = views.rows([self._row(name, number, answers) for name, number in _by_layer(plan)])
         except Refused as refused:
             part = format_refused(refused)
+        finally:
+            self._running -= 1
         turn.fill(place, part)
 
     async def _ask(self, names: list[str], what: bytes) -> dict[str, Answer]:
