@@ -1,4 +1,4 @@
-# make install | run | demo | test | bench | soak | format | lock | clean
+# make install | run | demo | test | bench | soak | tiers | format | lock | clean
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ CODE := $(wildcard wire refreshd proxyd tools)
 SYSTEM_PACKAGES := tools/setup/system-packages.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test bench soak format lock clean
+.PHONY: help install run demo test bench soak tiers format lock clean
 
 help:
 	@echo 'make demo     start engine, agent, origin and cache, show a refresh and a prefetch, stop'
@@ -14,6 +14,7 @@ help:
 	@echo 'make install  .venv with refreshd, proxyd and refreshctl'
 	@echo 'make test     lint, types and tests (installs Varnish, Traffic Server, nginx, Squid, MariaDB, Redis and HAProxy where it may)'
 	@echo 'make soak     10 minutes of load, reloads, upgrades and kills, checked at the end (SOAK_ARGS=--quick: less)'
+	@echo 'make tiers    100,000 objects change behind two tiers of caches under readers: is anything stale?'
 	@echo 'make bench    the figures; make format: ruff format; make lock: pin the libraries anew; make clean'
 
 install: .venv/.installed
@@ -46,6 +47,10 @@ bench: .venv/.installed
 
 soak: .venv/.installed
 	@exec $(BIN)/python -m tools.soak $(SOAK_ARGS)
+
+tiers: .venv/.installed
+	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver
+	@exec $(BIN)/python -m tools.tiers $(TIERS_ARGS)
 
 format: .venv/.test-installed
 	$(BIN)/ruff check --fix .

@@ -14,11 +14,12 @@ import psutil
 import setproctitle
 
 from proxyd import __version__
-from proxyd.asks import Asks, describe_caches
+from proxyd.asks import Asks
 from proxyd.carry import Carried, ground_of
 from proxyd.catching_up import CarriedCatchingUp, CatchingUp, CaughtUp, FellBehind
 from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
+from proxyd.describe import CacheState, describe_caches, state_of
 from proxyd.dispatch import Dispatcher
 from proxyd.health import Health
 from proxyd.lanes import Caches
@@ -37,6 +38,7 @@ BEAT_EVERY_S = 2.5
 PROGRESS_EVERY_S = 1.0
 # How often it is looked whether the agent has caught up: an answer to that may be so old.
 LOOK_EVERY_S = 0.1
+PROBE_LOOK_EVERY_S = 0.25
 # Without any engine the agent is as ready as it will be: it waits for them, and a manager that restarts it
 # for that would help nobody.
 READY_AFTER_S = 5.0
@@ -58,7 +60,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._fast_stop = False
         self.dispatcher = Dispatcher(self._hold)
-        self.caches = Caches(self.dispatcher.ended)
+        self.caches = Caches(self.dispatcher.ended, log)
         self.asks = Asks(describe_caches, log)
         self.notary = Notary(asyncio.get_running_loop().time)
         self.links = Links(config, self.dispatcher, self.asks, self.notary, log)
@@ -66,7 +68,7 @@ class Agent:
         self._replayed_before = (0, 0)
         """What `replayed` counts from."""
         self._marker = Marker(log)
-        self.health = Health(self._why_not_caught_up, log)
+        self.health = Health(self._why_not_caught_up, log, self._why_cache_may_not_serve)
         self._operations = Operations(self)
         self._carried: Carried | None = None
         self._process = psutil.Process()
@@ -106,6 +108,7 @@ class Agent:
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
             loop.create_task(self._every(PROGRESS_EVERY_S, self._progress)),
             loop.create_task(self._every(LOOK_EVERY_S, self._look)),
+            loop.create_task(self._every(PROBE_LOOK_EVERY_S, self.caches.probe)),
             loop.create_task(self._operations.run()),
             loop.create_task(self._arrive()),
         ]
@@ -244,6 +247,7 @@ class Agent:
                     )  # fmt: skip
                 self.log.info("caught up", tasks=tasks, merged=merged, took_s=round(seconds, 1))
         self.dispatcher.replay(self.catching_up.behind)
+        self.links.grant(self.caches.left_behind(self.dispatcher.open_targets, now))
         self._show_caught_up()
         if change is not None:
             self._show_generation()
@@ -261,6 +265,14 @@ class Agent:
         if not self.catching_up.behind:
             return None
         return "; ".join(self.catching_up.waits_for) or "a moment"
+
+    def _why_cache_may_not_serve(self, name: str) -> str | None:
+        """What is shown of one cache. Raises: KeyError, if there is none of that name."""
+        state, why = {lanes.name: state_of(lanes) for lanes in self.caches.in_use}[name]
+        if state is not CacheState.UP:
+            return f"{state.value}: {why}"
+        behind = self._why_not_caught_up()
+        return None if behind is None else f"behind: {behind}"
 
     def _show_caught_up(self) -> None:
         self._marker.show(self.config.caught_up_file, self._why_not_caught_up() is None)

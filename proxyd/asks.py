@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from proxyd.addresses import format_address
 from proxyd.documents import encode
 from proxyd.explain import Sizes, explain
 from proxyd.logs import Log
@@ -70,7 +69,7 @@ class Asks:
         assert ask.head is not None  # noqa: S101 (for mypy: `take` has seen to it)
         try:
             document = explain(self.caches, ask.head, ask.targets)
-            await self._sizes.add(self.caches, ask.head, document)
+            await self._sizes.add(self.caches, document)
         except Exception as error:
             self._log.fault("a question could not be answered", error)
             document = {"error": f"a fault of the agent, it is in its log: {error!r}"}
@@ -80,25 +79,6 @@ class Asks:
         """What is not answered is not."""
         for task in self._running:
             task.cancel()
-
-
-def describe_caches(caches: Sequence[Lanes], _now: float) -> list[dict[str, Any]]:
-    """A dict a cache: what is known of it without a breaker."""
-    return [
-        {
-            "cache": cache.name,
-            "kind": cache.kind.name,
-            "address": format_address(cache.address),
-            "group": cache.group,
-            "waiting": cache.fast.waiting + cache.slow.waiting + cache.replay.waiting,
-            "in_flight": cache.fast.in_flight + cache.slow.in_flight,
-            "lanes": [
-                {"lane": lane, "waiting": client.waiting, "concurrency": client.in_flight}
-                for lane, client in (("fast", cache.fast), ("slow", cache.slow))
-            ],
-        }
-        for cache in caches
-    ]
 
 
 def answer(link: Asker, number: int, document: Document) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from proxyd.addresses import parse_address
+from proxyd.breaker import BreakerSettings
 from proxyd.caches import KINDS, Request, Requests, http, kind_of
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.caches.nginx_key import BadKey, KeyTemplate
@@ -24,6 +25,7 @@ from proxyd.receipt_key import read_seed
 from proxyd.settings import (
     LIST_MAX,
     LIST_SECTIONS,
+    MOVED,
     REQUEST_TABLE,
     REQUIRED,
     SECTIONS,
@@ -49,6 +51,13 @@ class CacheConfig(msgspec.Struct, frozen=True):
     """Where an nginx keeps its objects, if the agent is to look there."""
     purge: bool = False
     soft: bool = False
+    group: str = ""
+    probe: str = ""
+
+    @property
+    def identity(self) -> CacheConfig:
+        """It without what may change while it stays the same cache."""
+        return msgspec.structs.replace(self, group="", probe="")
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -58,7 +67,6 @@ class LaneConfig(msgspec.Struct, frozen=True):
     connect_timeout_s: float
     answer_timeout_s: float
     whole_timeout_s: float
-    patience_s: float
     depth: int = 1
 
 
@@ -94,6 +102,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     log_level: str
     fast: LaneConfig
     slow: LaneConfig
+    breaker: BreakerSettings
     look: LookConfig
     caches: list[CacheConfig]
 
@@ -166,6 +175,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
         look=LookConfig(**values["look"]),
+        breaker=BreakerSettings(**values["breaker"]),
         caches=[
             CacheConfig(
                 name=row["name"],
@@ -175,6 +185,8 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
                 files=_files(row),
                 purge=row["purge"],
                 soft=row["soft"],
+                group=row["group"],
+                probe=row["probe"],
             )
             for row in caches
         ],
@@ -252,7 +264,9 @@ class _Reader:
         shown = f"[[{section}]]" if section in LIST_SECTIONS else f"[{section}]"
         for key in table:
             if key not in rows and key not in more:
-                text = f"unknown key {key!r} in {shown}{_nearest(key, [*rows, *more])}"
+                moved = MOVED.get((section, key))
+                hint = f"; it is {moved} now" if moved else _nearest(key, [*rows, *more])
+                text = f"unknown key {key!r} in {shown}{hint}"
                 self.blame(text, section, number, key)
         values: dict[str, Any] = {}
         for key, setting in rows.items():

@@ -106,7 +106,7 @@ def _merged_into(cache: Lanes, head: PushHead, target: bytes) -> Document | None
 
 def printable(request: bytes) -> str:
     """A request as people read it: its lines, without the CRs, bytes that are no text as `?`."""
-    text = request.decode("ascii", "replace").replace("\r\n", "\n").rstrip("\n")
+    text = request.decode("ascii", "replace").replace("\ufffd", "?").replace("\r\n", "\n").rstrip("\n")
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
@@ -135,7 +135,7 @@ def ban_of(kind: CacheKind, task_type: str, parts: tuple[bytes, bytes]) -> str |
 class Sizes:
     """Asks caches how many bytes prefetches would move."""
 
-    async def add(self, caches: Iterable[Lanes], head: PushHead, document: Document) -> None:
+    async def add(self, caches: Iterable[Lanes], document: Document) -> None:
         """Adds `bytes` to each prefetch of an explained document: None, and `bytes_why`, where not known."""
         addresses = {cache.name: cache for cache in caches}
         rows = [

@@ -32,7 +32,7 @@ exchange is looked at a few times at most, however many there are: 7 to 10 µs i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from proxyd.errors import BadTarget
 from proxyd.queues import PriorityQueue
@@ -220,6 +220,31 @@ class MergingQueue:
                     taken.append((entry.exchange, entry.priority))
                     self._leave(entry)
         return taken
+
+    def remove(self, fits: Callable[[Exchange], bool]) -> list[Exchange]:
+        """Removes and returns all that fits; what was merged into that stands for itself again."""
+        removed: list[Exchange] = []
+        stay: list[Exchange] = []
+        for entry in list(self._live()):
+            out = [exchange for exchange in (entry.exchange, *entry.followers) if fits(exchange)]
+            if not out:
+                continue
+            removed += out
+            left = [exchange for exchange in entry.followers if not fits(exchange)]
+            if out[0] is not entry.exchange:
+                self._size -= len(out)
+                entry.followers = left
+                continue
+            self._size -= 1 + len(entry.followers)
+            stay += left
+            if self._drop is entry:
+                self._drop = None
+            elif entry.tree is not None:
+                _remove(entry.tree, entry)
+            self._vacate(entry)
+        for exchange in stay:
+            self.put(exchange, exchange.task.head.priority)
+        return removed
 
     def _leave(self, entry: Entry) -> None:
         self._entries -= 1

@@ -18,6 +18,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import structlog
 
 from refreshd.worker import views
 from refreshd.worker.turns import Turn
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from refreshd.fleet import Plan
     from refreshd.worker.hub import Hub
     from refreshd.worker.proxy_session import ProxySession
+
+log = structlog.get_logger()
 
 # An operator waits; a proxy that estimates sizes asks its caches, for 2 s at the most.
 ASK_S = 3.0
@@ -124,6 +127,11 @@ class Asking:
             part = views.rows([self._row(name, number, answers) for name, number in _by_layer(plan)])
         except Refused as refused:
             part = format_refused(refused)
+        except Exception:
+            log.exception("a question of proxies could not be answered")
+            part = format_refused(
+                Refused("internal", "a fault of the engine; it is in its log", retry_ms=1000)
+            )
         finally:
             self._running -= 1
         turn.fill(place, part)
