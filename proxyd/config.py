@@ -68,6 +68,7 @@ class LaneConfig(msgspec.Struct, frozen=True):
     answer_timeout_s: float
     whole_timeout_s: float
     depth: int = 1
+    bans_max: int = 0
 
 
 class LookConfig(msgspec.Struct, frozen=True):

@@ -394,6 +394,11 @@ class Dispatcher:
 
     def ended(self, exchange: Exchange, error: str | None) -> None:
         """A client has ended an exchange: `error` is None if the cache has done it."""
+        if exchange.followers is not None:
+            # What it satisfied ends with it.
+            for follower in exchange.part():
+                self.merged += 1
+                self.ended(follower, error)
         task = exchange.task
         if exchange.course is not None and error is None and task.expires_at:
             outcome = self._go_on(exchange, exchange.course)
@@ -406,16 +411,10 @@ class Dispatcher:
             self._release(1)
             if ended:
                 self._end_task(task)
-        if exchange.segment is not None:
-            self._end_in_order(exchange, error)
-
-    def _end_in_order(self, exchange: Exchange, error: str | None) -> None:
-        """What an exchange satisfied ends with it; then what waited for all of them may begin."""
-        segment, exchange.segment = exchange.segment, None
-        for follower in exchange.part():
-            self.merged += 1
-            self.ended(follower, error)
+        segment = exchange.segment
         if segment is not None:
+            # What waited for all of them may begin.
+            exchange.segment = None
             segment.end_one()
 
     def _end_task(self, task: Task) -> None:

@@ -174,6 +174,8 @@ TABLE: tuple[Setting, ...] = (
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
+    _number("fast", "bans_max", 1000, 1, 100_000,
+            "bans sent to each cache within 75 s; what is beyond waits and is merged"),
     _seconds("fast", "connect_timeout_s", 3.0, 0.1, 60, "longest time to connect"),
     _seconds("fast", "answer_timeout_s", 10.0, 0.1, 600, "longest time without an answer"),
     _seconds("fast", "whole_timeout_s", 30.0, 0.1, 3600, "longest time for one request"),
