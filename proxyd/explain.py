@@ -17,6 +17,7 @@ from proxyd.merging import MergingQueue
 from proxyd.proving import plan_proof
 from proxyd.route import SLOW_TYPES, SPLITS, Lanes
 from proxyd.targets import split_target
+from proxyd.tasks import Exchange
 from wire.tasks import PushHead
 
 Document = dict[str, Any]
@@ -94,11 +95,16 @@ def _proof_of(plan: Plan, deed: Deed) -> Document:
 
 
 def _merged_into(cache: Lanes, head: PushHead, target: bytes) -> Document | None:
-    """What waits at the cache that would do it as well: only while the agent catches up (`merging.py`)."""
+    """What waits at the cache that would do it as well, see `merging.py`.
+
+    All is merged while the agent catches up; bans are, too, while too many of them are there.
+    """
+    exchange: Exchange | None = None
     queue = cache.fast.queue
-    if not isinstance(queue, MergingQueue):
-        return None
-    exchange = queue.satisfying(head.type, target, force=head.force)
+    if isinstance(queue, MergingQueue):
+        exchange = queue.satisfying(head.type, target, force=head.force)
+    if exchange is None and cache.bans is not None:
+        exchange = cache.bans.satisfying(head.type, target, force=head.force)
     if exchange is None:
         return None
     return {"type": exchange.task.head.type, "target": exchange.target.decode("utf-8", "replace")}

@@ -74,7 +74,7 @@ def check_then(values: Mapping[str, Any]) -> None:
     if values.get("then") is not None and values["type"] != "url":
         raise Refused(
             "bad_field",
-            f"got then={values['then']} with type={values['type']}, wanted type=url: only there it is known"
+            f"then: got {values['then']} with type={values['type']}, wanted type=url: only there it is known"
             " which objects are to follow",
             field="then",
         )

@@ -18,7 +18,8 @@ _WHY_NOT = {
     "offline": "it is not connected",
 }
 _CACHES = (
-    "proxy", "cache", "kind", "address", "group", "state", "waiting", "in_flight", "bans", "down_for", "why",
+    "proxy", "cache", "kind", "address", "group", "state", "waiting", "in_flight", "bans",
+    "bans_waiting", "down_for", "why",
 )  # fmt: skip
 _BREAKERS = (
     "proxy", "cache", "lane", "state", "concurrency", "successes", "failures", "timeouts",
