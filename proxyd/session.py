@@ -222,7 +222,8 @@ class LinkSession:
         self._waiting.append("hello")
         fields: dict[str, str | int | float | None] = {"v": PROTOCOL_VERSION, "role": "proxy"}
         fields |= {"name": who.name, "group": who.group, "layer": who.layer, "worker": worker, "learn": 1}
-        fields |= {"catch_up": 1, "drop_after": drop_after_s, "asks": 1, "receipt_key": receipt_key or None}
+        fields |= {"catch_up": 1, "drop_after": drop_after_s, "asks": 1, "verify": 1}
+        fields["receipt_key"] = receipt_key or None
         return format_line("hello", fields | (signature or {}))
 
     def ready(self, credit: int) -> bytes:

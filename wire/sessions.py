@@ -57,6 +57,8 @@ class Hello(NamedTuple):
     """After how long an absence a proxy may be told to drop its whole cache (`!drop`); None: never."""
     asks: bool = False
     """Whether a proxy answers questions (`!ask`)."""
+    verify: bool = False
+    """Whether a proxy knows `verify=1`: what it then reports done was seen."""
     receipt_key: str = ""
     """What a proxy signs its receipts with; empty where it does not say."""
 
@@ -99,6 +101,7 @@ class Greeting:
             catch_up=values.get("catch_up", False),
             drop_after_s=values.get("drop_after"),
             asks=values.get("asks", False),
+            verify=values.get("verify", False),
             receipt_key=values.get("receipt_key", ""),
         )
 

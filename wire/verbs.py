@@ -68,6 +68,7 @@ _TABLE = (
             Field("catch_up", f.read_flag, "0 or 1"),
             Field("drop_after", f.integer(1, f.TTL_MAX_S), f"1 to {f.TTL_MAX_S} seconds"),
             Field("asks", f.read_flag, "0 or 1"),
+            Field("verify", f.read_flag, "0 or 1"),
             Field("receipt_key", f.read_key_hex, "64 lower-case hex digits"),
         ),
         "greets; the first request of a connection, or left out",
@@ -106,7 +107,7 @@ _TABLE = (
         _CLIENTS,
         (_TASK_ID,),
         "asks for a task's state at each proxy",
-        "+ proxy=P layer=L state=S done=N failed=N ms=M [error=TEXT]",
+        "+ proxy=P layer=L state=S done=N failed=N ms=M [verified=1] [error=TEXT]",
         listing=True,
     ),
     Verb(

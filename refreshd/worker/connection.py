@@ -534,6 +534,7 @@ class Connection(asyncio.Protocol):
                 session.link.tell_caught_up = hello.catch_up
                 session.link.drop_after_s = hello.drop_after_s
                 session.answers = hello.asks
+                session.verifies = hello.verify
                 session.receipt_key = hello.receipt_key
                 self.serve_proxy(session)
                 self.hub.proxies.connected(session)

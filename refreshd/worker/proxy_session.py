@@ -38,6 +38,8 @@ class ProxySession:
         """Whether it wants to be told of other engines."""
         self.answers = False
         """Whether it answers questions."""
+        self.verifies = False
+        """Whether it knows what `verify=1` means."""
         self.receipt_key = ""
         """What it signs its receipts with, as it says."""
         self.name = name
@@ -78,6 +80,7 @@ class ProxySession:
             catch_up=link.tell_caught_up,
             drop_after_s=link.drop_after_s,
             answers=self.answers,
+            verifies=self.verifies,
             receipt_key=self.receipt_key,
             relayed=[(task_id, *of) for task_id, of in link.relayed.items()],
             waiting=[(p.task_id, p.targets, p.line, p.slot) for p in link.relay],
@@ -94,6 +97,7 @@ class ProxySession:
         self.figures = moved.figures
         self.learns = moved.learns
         self.answers = moved.answers
+        self.verifies = moved.verifies
         self.receipt_key = moved.receipt_key
         link.tell_caught_up = moved.catch_up
         link.drop_after_s = moved.drop_after_s
@@ -116,7 +120,9 @@ class ProxySession:
         self._done(turn, ids, int(ms_text) if ms_text else None)
 
     def _done(self, turn: Turn, ids: list[bytes], ms: int | None) -> None:
-        self._proxies.reported(self.link, self._proxies.done(self.name, ids, ms), ms)
+        verifies = self.verifies
+        missing = self._proxies.done(self.name, ids, ms, verifies=verifies)
+        self._proxies.reported(self.link, missing, ms, verifies=verifies)
         turn.parts.append(b"ok n=%d\n" % len(ids))
 
     def report(self, turn: Turn, line: Line, values: dict[str, Any]) -> None:

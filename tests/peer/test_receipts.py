@@ -133,10 +133,10 @@ def test_many_large_ones_come_by_pages(engine: Engine, peer: Peer, name: str) ->
 def test_they_survive_a_reload_an_upgrade_and_a_kill(own_engine: Engine) -> None:
     engine = own_engine
     tasks = owned_by(0, "k", 3) + owned_by(1, "k", 3)
-    with engine.proxy_peer("p", 0) as proxy, engine.peer() as peer:
+    with engine.proxy_peer("p", 0, "verify=1") as proxy, engine.peer() as peer:
         proxy.ok("ready credit=100")
         for task in tasks:
-            peer.post(task, "type=url")
+            peer.post(task, "type=url verify=1")
         engine.roll("reload")
         for task in tasks[::2]:
             assert give(proxy, task, receipt("p", task)).ok
@@ -149,6 +149,38 @@ def test_they_survive_a_reload_an_upgrade_and_a_kill(own_engine: Engine) -> None
     engine.restart()
     with engine.peer() as peer:
         assert [kept(peer, task) for task in tasks] == [{"p": receipt("p", task)} for task in tasks]
+        for task in tasks:
+            assert peer.ok(f"task_detail task_id={task}").rows[0]["verified"] == "1"
+
+
+def test_what_was_seen_is_told_apart_from_what_was_said(engine: Engine, peer: Peer, name: str) -> None:
+    """Only of a proxy that knows what verify=1 means, of such a task, and only if all went well."""
+    fields = f"group={name}"
+    with (
+        engine.proxy_peer(f"{name}.new", 0, f"{fields} verify=1") as new,
+        engine.proxy_peer(f"{name}.bad", 0, f"{fields} verify=1") as bad,
+        engine.proxy_peer(f"{name}.old", 0, fields) as old,
+    ):
+        asked_for = [*owned_by(0, name, 2), *owned_by(1, name, 2)]
+        plain = owned_by(0, f"{name}x", 1)
+        for task in asked_for + plain:
+            peer.post(task, f"type=url scope={name}" + (" verify=1" if task in asked_for else ""))
+        for proxy in (new, bad, old):
+            proxy.ok("ready credit=100")
+        new.ok("report state=done ms=0 -- " + " ".join(asked_for[::2]))
+        new.ok("report state=done -- " + " ".join([*asked_for[1::2], *plain]))
+        old.ok("report state=done ms=12 -- " + " ".join(asked_for + plain))
+        for task in asked_for + plain:
+            bad.ok(f"report state=failed task_id={task} done=0 failed=1 error=old\\scopy")
+        for task in asked_for + plain:
+            wait_until(lambda task=task: peer.state(task) == "failed", "it has ended")
+            rows = {row["proxy"]: row for row in peer.ok(f"task_detail task_id={task}").rows}
+            wanted = "1" if task in asked_for else None
+            assert rows[f"{name}.new"].get("verified") == wanted
+            assert "verified" not in rows[f"{name}.old"]
+            assert "verified" not in rows[f"{name}.bad"]
+            assert (rows[f"{name}.old"]["ms"], rows[f"{name}.old"]["state"]) == ("12", "complete")
+            assert rows[f"{name}.new"]["ms"].isdigit()
 
 
 # ── questions ─────────────────────────────────────────────────────────────────────────────
@@ -179,6 +211,7 @@ def test_every_one_that_can_is_asked_once(engine: Engine, name: str) -> None:
         engine.proxy_peer(f"{name}.b", 0, fields) as b_again,
         engine.proxy_peer(f"{name}.c", 0, f"group={name}") as old,
         engine.proxy_peer(f"{name}.d", 0, fields) as silent,
+        engine.proxy_peer(f"{name}.e", 1, fields) as other_worker,
         asked(
             engine, f"what=explain type=url scope={name} force=1 then=prefetch -- http://a/b http://c/d"
         ) as said,
@@ -195,6 +228,8 @@ def test_every_one_that_can_is_asked_once(engine: Engine, name: str) -> None:
         assert old.is_quiet(0.05)
         assert a.ok(f"answer ask={number} -- " + item('{"targets": [1]}')).fields == {}
         assert at.ok(f"answer ask={at.push().fields['ask']} -- {{}}")
+        # One of them is asked through another worker than the one that the operator is connected to.
+        assert other_worker.ok(f'answer ask={other_worker.push().fields["ask"]} -- {{"by":1}}')
         # Twice, of a question that is not there, of rubbish.
         assert a.ok(f"answer ask={number} -- {{}}").ok
         assert a.ok("answer ask=123456789 -- {}").ok
@@ -206,12 +241,13 @@ def test_every_one_that_can_is_asked_once(engine: Engine, name: str) -> None:
         reply = said.result(10)
     assert states(reply) == {
         f"{name}.a": "answered", f"{name}.b": "answered", f"{name}.c": "unable", f"{name}.d": "silent",
+        f"{name}.e": "answered",
     }  # fmt: skip
     rows = {row["proxy"]: row for row in reply.rows}
     assert (rows[f"{name}.a"]["layer"], rows[f"{name}.a"]["group"]) == ("1", name)
     assert json.loads(rows[f"{name}.a"]["answer"]) == {"targets": [1]}
     assert "answer" not in rows[f"{name}.d"]
-    assert [row["layer"] for row in reply.rows] == ["0", "0", "0", "1"]
+    assert [row["layer"] for row in reply.rows] == ["0", "0", "0", "0", "1"]
 
 
 def test_a_question_needs_no_credit_and_stops_no_push(engine: Engine, peer: Peer, name: str) -> None:
@@ -257,7 +293,11 @@ def test_what_cannot_be_asked_is_refused(engine: Engine, name: str) -> None:
 
 
 def test_no_more_than_a_few_at_a_time_and_each_ends(engine: Engine, name: str) -> None:
-    with engine.proxy_peer(name, 0, "asks=1"), Peer(str(engine.data / "admin.sock")) as admin:
+    with (
+        engine.proxy_peer(name, 0, "asks=1"),
+        engine.proxy_peer(f"{name}.old", 0),
+        Peer(str(engine.data / "admin.sock")) as admin,
+    ):
         admin.ok("stats")
         began = time.monotonic()
         admin.write(*[f"ask_proxies what=caches scope={name}"] * 5)
@@ -266,7 +306,7 @@ def test_no_more_than_a_few_at_a_time_and_each_ends(engine: Engine, name: str) -
         assert replies[4].code == "busy"
         assert [states(reply) for reply in replies[:4]] == [{name: "silent"}] * 4
         assert time.monotonic() - began >= 3
-        assert admin.ok(f"ask_proxies what=caches scope={name}").ok
+        assert states(admin.ok(f"ask_proxies what=caches scope={name}.old")) == {f"{name}.old": "unable"}
 
 
 def test_a_reload_waits_for_no_answer(own_engine: Engine) -> None:

@@ -115,6 +115,7 @@ def test_receipts(edge: Edge) -> None:
     assert edge.ctl(*submit, "--then", "prefetch", "--id", "r1", *urls)[0] == 0
     code, said = edge.ctl("receipt", "r1", "--check")
     assert (code, said["missing"]) == (0, [])
+    assert edge.ctl("show", "r1")[1]["proxies"][0]["verified"] is True
     (receipt,) = said["receipts"]
     assert (receipt["genuine"], receipt["key_is_announced"]) == (True, True)
     payload = receipt["payload"]

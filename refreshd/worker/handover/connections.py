@@ -49,6 +49,7 @@ class MovedProxy(msgspec.Struct, frozen=True, array_like=True):
     drop_after_s: int | None = None
     answers: bool = False
     receipt_key: str = ""
+    verifies: bool = False
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):
