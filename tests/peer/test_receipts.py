@@ -309,9 +309,13 @@ def test_no_more_than_a_few_at_a_time_and_each_ends(engine: Engine, name: str) -
         assert states(admin.ok(f"ask_proxies what=caches scope={name}.old")) == {f"{name}.old": "unable"}
 
 
-def test_a_reload_waits_for_no_answer(own_engine: Engine) -> None:
-    engine = own_engine
-    with engine.proxy_peer("p", 0, "asks=1") as proxy, asked(engine, "what=caches") as said:
+def test_a_reload_waits_for_no_answer() -> None:
+    patience = {"refreshd.worker.asking": {"ASK_S": 60}}
+    with (
+        Engine(constants=patience) as engine,
+        engine.proxy_peer("p", 0, "asks=1") as proxy,
+        asked(engine, "what=caches") as said,
+    ):
         number = proxy.push().fields["ask"]
         engine.roll("reload")
         reply = said.result(20)
