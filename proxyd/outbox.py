@@ -46,7 +46,8 @@ class Outbox:
         self.trusted = False
         """Whether what was done well may be known by its id when it is pushed again, see `done.py`."""
         self.certify: Callable[[Task], bytes] | None = None
-        """Makes the receipt line of a task that has evidence; None where the engine takes none."""
+        """Makes the receipt line of a task that has evidence, or b"" if it cannot; None where the engine
+        takes none."""
         self._woken = False
         self._done: list[bytes] = []
         self._oldest = 0.0
@@ -74,8 +75,9 @@ class Outbox:
 
     def add_evidence(self, task: Task) -> None:
         """What is about to be reported has evidence: a receipt goes before the report."""
-        if self.certify is not None:
-            self._add(self._kept, self.certify(task))
+        line = b"" if self.certify is None else self.certify(task)
+        if line:
+            self._add(self._kept, line)
 
     def add_active(self, task: Task) -> None:
         """A task is under way."""

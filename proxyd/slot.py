@@ -308,7 +308,12 @@ class Slot:
     def _certify(self, task: Task) -> bytes:
         link = self._link
         line_max = DEFAULT_LINE_MAX_BYTES if link is None else link.session.line_max
-        return self.engine.links.notary.line(task, self.settings.who, line_max)
+        try:
+            return self.engine.links.notary.line(task, self.settings.who, line_max)
+        except Exception as error:
+            # Such as a library that cannot be loaded: what was done is reported all the same.
+            self.engine.log.sampled("receipt", "a receipt cannot be made", error=repr(error))
+            return b""
 
     def grant(self, most: int) -> bool:
         """Gives more credit, so that it is `most` beyond the usual; returns whether any was given."""

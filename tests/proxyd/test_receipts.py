@@ -115,6 +115,10 @@ def test_a_receipt_goes_before_the_report_and_only_where_it_is_taken() -> None:
     box.add_done(b"t", 0.0)
     kept, _ = box.take(0.0, 1 << 20)
     assert kept == [b"receipt task_id=t -- x\n", b"report state=done ms=0 -- other t\n"]
+    box.certify = lambda _: b""
+    box.add_evidence(task)
+    assert len(box) == 0, "it could not be made"
+    box.certify = lambda _: b"receipt task_id=t -- x\n"
     box.add_evidence(task)
     box.add_failed(task)
     kept, _ = box.take(0.0, 1 << 20)
