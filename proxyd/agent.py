@@ -61,7 +61,7 @@ class Agent:
         self._fast_stop = False
         self.dispatcher = Dispatcher(self._hold)
         self.caches = Caches(self.dispatcher.ended, log)
-        self.asks = Asks(describe_caches, log)
+        self.asks = Asks(describe_caches, self.dispatcher.as_configured, log)
         self.notary = Notary(asyncio.get_running_loop().time)
         self.links = Links(config, self.dispatcher, self.asks, self.notary, log)
         self.catching_up = CatchingUp(asyncio.get_running_loop().time())
@@ -141,6 +141,7 @@ class Agent:
     def _apply_caches(self, config: AgentConfig) -> None:
         self.caches.apply(config)
         self.dispatcher.use_caches(self.caches.in_use)
+        self.dispatcher.verify_all = config.verify
         self.asks.caches = self.caches.in_use
 
     def _apply_key(self, config: AgentConfig) -> AgentConfig:

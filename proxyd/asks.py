@@ -15,6 +15,7 @@ from proxyd.explain import Sizes, explain
 from proxyd.logs import Log
 from proxyd.route import Lanes
 from proxyd.session import Ask, LinkSession
+from wire.tasks import PushHead
 
 # What an engine takes.
 ANSWER_MAX_BYTES = 256 * 1024
@@ -35,12 +36,13 @@ class Asker(Protocol):
 
 
 class Asks:
-    """Answers for one agent. `describe` says how caches are."""
+    """Answers for one agent. `describe` says how caches are, `as_configured` what is made of a head."""
 
-    def __init__(self, describe: Describe, log: Log) -> None:
+    def __init__(self, describe: Describe, as_configured: Callable[[PushHead], PushHead], log: Log) -> None:
         self.caches: Sequence[Lanes] = ()
         """What the agent acts on now."""
         self._describe = describe
+        self._as_configured = as_configured
         self._log = log
         self._sizes = Sizes()
         self._running: set[asyncio.Task[None]] = set()
@@ -68,7 +70,7 @@ class Asks:
     async def _explain(self, link: Asker, ask: Ask) -> None:
         assert ask.head is not None  # noqa: S101 (for mypy: `take` has seen to it)
         try:
-            document = explain(self.caches, ask.head, ask.targets)
+            document = explain(self.caches, self._as_configured(ask.head), ask.targets)
             await self._sizes.add(self.caches, document)
         except Exception as error:
             self._log.fault("a question could not be answered", error)

@@ -100,6 +100,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     """As `caught_up_file`."""
     receipt_seed: bytes
     """What is in that file; empty while it is not there."""
+    verify: bool
     log_level: str
     fast: LaneConfig
     slow: LaneConfig
@@ -172,6 +173,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         drop_after_s=agent["drop_after_s"],
         receipt_key_file=key_file,
         receipt_seed=seed,
+        verify=agent["verify"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),

@@ -171,6 +171,8 @@ TABLE: tuple[Setting, ...] = (
     Setting("agent", "receipt_key_file", str, "", "a path",
             "the key that receipts are signed with, made when it is missing; empty: one as long-lived as the "
             "process", _any, Reload.GREETING),
+    Setting("agent", "verify", bool, False, "true or false",
+            "whether everything that can be verified is, not only tasks with verify=1", _any),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
