@@ -48,9 +48,8 @@ class Link:
 
 
 def make_asks(caches: int = 1) -> Asks:
-    return Asks(
-        lambda _, now: [{"cache": f"c\x7f{number}", "at": int(now)} for number in range(caches)], Log("error")
-    )
+    rows = [{"cache": f"c\x7f{number}"} for number in range(caches)]
+    return Asks(lambda *_: rows, lambda head: head, Log("error"))
 
 
 def test_each_kind_is_answered() -> None:

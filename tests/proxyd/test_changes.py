@@ -10,14 +10,16 @@ from proxyd.config import AgentConfig, CacheConfig, default_config
 from proxyd.settings import LIST_SECTIONS, TABLE, Reload
 
 OLD = default_config()
-OTHER = {str: "other", bytes: b"other", int: 7, float: 7.5, bool: False, list: [("other", 7)]}
+OTHER = {str: "other", bytes: b"other", int: 7, float: 7.5, list: [("other", 7)]}
 
 
 def other(config: AgentConfig, section: str, key: str) -> AgentConfig:
     """The configuration with another value in one place."""
     name = "secret" if key == "secret_file" else key
     if section == "agent":
-        return msgspec.structs.replace(config, **{name: OTHER[type(getattr(config, name))]})
+        value = getattr(config, name)
+        changed = not value if isinstance(value, bool) else OTHER[type(value)]
+        return msgspec.structs.replace(config, **{name: changed})
     lane = getattr(config, section)
     lane = msgspec.structs.replace(lane, **{name: OTHER[type(getattr(lane, name))]})
     return msgspec.structs.replace(config, **{section: lane})
