@@ -15,7 +15,7 @@ from proxyd.settings import LIST_SECTIONS, TABLE, Reload, Setting
 
 # A configuration may list 64 engines, and all may change at once; the log line stays a line.
 SHOWN_MAX_CHARS = 200
-UNSHOWN = frozenset({"secret_file", "variants"})
+UNSHOWN = frozenset({"secret_file", "receipt_key_file", "variants"})
 """Secrets, and headers, of which one may be."""
 
 
@@ -48,6 +48,9 @@ def _compare_row(row: Setting, old: AgentConfig, new: AgentConfig) -> Iterator[C
 
 def _value(row: Setting, config: AgentConfig) -> Any:
     """What counts: a secret, not the path of its file; engines in any order."""
+    if row.key == "receipt_key_file":
+        # Where it is counts, too: without a file there is another key at each start.
+        return config.receipt_key_file, config.receipt_seed
     section = config if row.section == "agent" else getattr(config, row.section)
     value = getattr(section, "secret" if row.key == "secret_file" else row.key)
     return sorted(map(format_address, value)) if row.key == "engines" else value

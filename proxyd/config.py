@@ -21,6 +21,7 @@ from proxyd.caches import KINDS, Request, Requests, http, kind_of
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.caches.nginx_key import BadKey, KeyTemplate
 from proxyd.errors import ConfigError
+from proxyd.receipt_key import read_seed
 from proxyd.settings import (
     LIST_MAX,
     LIST_SECTIONS,
@@ -109,6 +110,10 @@ class AgentConfig(msgspec.Struct, frozen=True):
     health_listen: str
     caught_up_wait_s: float
     drop_after_s: int
+    receipt_key_file: str
+    """As `caught_up_file`."""
+    receipt_seed: bytes
+    """What is in that file; empty while it is not there."""
     verify: bool
     log_level: str
     fast: LaneConfig
@@ -161,6 +166,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
+    key_file, seed = reader.read_receipt_key(values["agent"], folder)
     if reader.faults:
         raise ConfigError(reader.faults)
     agent = values["agent"]
@@ -179,6 +185,8 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         health_listen=agent["health_listen"],
         caught_up_wait_s=agent["caught_up_wait_s"],
         drop_after_s=agent["drop_after_s"],
+        receipt_key_file=key_file,
+        receipt_seed=seed,
         verify=agent["verify"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
@@ -409,6 +417,19 @@ class _Reader:
         if not secret:
             self.blame(f"secret_file: {name} is empty", "agent", 0, "secret_file")
         return secret
+
+    def read_receipt_key(self, agent: dict[str, Any], folder: Path) -> tuple[str, bytes]:
+        """The path of the file that receipts are signed with, and what is in it, if it is there."""
+        name = agent["receipt_key_file"]
+        if not name:
+            return "", b""
+        path = folder / _expand(name)
+        try:
+            return str(path), read_seed(path)
+        except (ValueError, OSError) as error:
+            why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+            self.blame(f"receipt_key_file: {name} {why}", "agent", 0, "receipt_key_file")
+            return "", b""
 
 
 def _expand(path: str) -> str:

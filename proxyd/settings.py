@@ -190,6 +190,9 @@ TABLE: tuple[Setting, ...] = (
     _number("agent", "drop_after_s", 0, 0, DROP_AFTER_MAX_S,
             "after how long an absence (s) an engine may have it drop the whole cache; 0: never",
             Reload.GREETING),
+    Setting("agent", "receipt_key_file", str, "", "a path",
+            "the key that receipts are signed with, made when it is missing; empty: one as long-lived as the "
+            "process", _any, Reload.GREETING),
     Setting("agent", "verify", bool, False, "true or false",
             "whether everything that can be verified is, not only tasks with verify=1", _any),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
