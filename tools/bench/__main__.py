@@ -8,7 +8,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.bench import accept, cluster, endtoend, fanout, handover, memory, micro, mysql, offline, peers
+from tools.bench import (
+    accept,
+    cluster,
+    endtoend,
+    fanout,
+    handover,
+    lanes,
+    memory,
+    micro,
+    mysql,
+    offline,
+    peers,
+)
 from tools.bench.errors import BenchError
 from tools.bench.report import Row, table, verdicts, write
 from tools.soak.errors import SoakError
@@ -17,6 +29,7 @@ BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "accept": accept.run,
     "fanout": fanout.run,
     "endtoend": endtoend.run,
+    "lanes": lanes.run,
     "memory": memory.run,
     "handover": handover.run,
     "peers": peers.run,
