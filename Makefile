@@ -42,7 +42,7 @@ test: .venv/.test-installed
 	@tests/run.sh $(BIN)/python $(PYTEST_ARGS)
 
 bench: .venv/.installed
-	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server mariadbd:mariadb-server
+	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server mariadbd:mariadb-server nginx:nginx wrk:wrk
 	@exec $(BIN)/python -m tools.bench $(BENCH_ARGS)
 
 soak: .venv/.installed

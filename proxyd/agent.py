@@ -132,6 +132,7 @@ class Agent:
     def _apply_caches(self, config: AgentConfig) -> None:
         self.caches.apply(config)
         self.dispatcher.use_caches(self.caches.in_use)
+        self.dispatcher.verify_all = config.verify
 
     def next_generation(self) -> None:
         """A reload or an upgrade was taken."""

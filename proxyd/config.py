@@ -67,6 +67,7 @@ class LaneConfig(msgspec.Struct, frozen=True):
     answer_timeout_s: float
     whole_timeout_s: float
     depth: int = 1
+    bans_max: int = 0
 
 
 class LookConfig(msgspec.Struct, frozen=True):
@@ -94,6 +95,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     health_listen: str
     caught_up_wait_s: float
     drop_after_s: int
+    verify: bool
     log_level: str
     fast: LaneConfig
     slow: LaneConfig
@@ -163,6 +165,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         health_listen=agent["health_listen"],
         caught_up_wait_s=agent["caught_up_wait_s"],
         drop_after_s=agent["drop_after_s"],
+        verify=agent["verify"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),

@@ -36,7 +36,8 @@ def describe_caches(caches: Iterable[Lanes], now: float) -> list[dict[str, Any]]
 
     `state`: "up"; "down" while its fast lane's breaker is not closed; "replaying" until what waited for it
     then has ended. `why` says more, unless it is up. `waiting`: targets that are not sent, in all lanes.
-    `lanes` are breakers: see `breaker.BreakerRow`. `bans` is None where nobody has counted them. Times are in
+    `lanes` are breakers: see `breaker.BreakerRow`. `bans`: those that were sent of late and may
+    still stand in the cache's list, None where it has none; `bans_waiting`: those held back. Times are in
     seconds.
     """
     return [_describe(cache, now) for cache in caches]
@@ -57,7 +58,8 @@ def _describe(cache: Lanes, now: float) -> dict[str, Any]:
         "waiting": sum(client.waiting for client in cache.clients) + cache.replay.waiting,
         "in_flight": sum(client.in_flight for client in cache.clients),
         "queue_max": breaker.settings.queue_max,
-        "bans": None,
+        "bans": None if cache.bans is None else cache.bans.alive(now),
+        "bans_waiting": 0 if cache.bans is None else cache.bans.waiting,
         "lanes": [_describe_lane(cache.lane_name(client), client, now) for client in cache.clients],
     }
 

@@ -33,6 +33,8 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
+from msgspec import structs
+
 from proxyd.caches import Deed
 from proxyd.course import Course, End, Lane, Plan, Step
 from proxyd.done import CarriedDone, Content, Done, content_of, is_same_work
@@ -68,6 +70,9 @@ class Dispatcher:
         self._routes: dict[str, Route] = {}
         self._forced_routes: dict[str, Route] = {}
         self._clock = clock
+        self._provable: dict[tuple[str, bool], bool] = {}
+        self.verify_all = False
+        """Whether what can be verified is, though the task does not ask for it."""
         self._tasks: dict[bytes, Task] = {}
         # Those with more than one target: the only ones whose progress is worth telling.
         self._long: dict[bytes, Task] = {}
@@ -98,6 +103,7 @@ class Dispatcher:
     def _forget_routes(self) -> None:
         """What was planned does not hold any more: other caches, or another order at one of them."""
         self._routes, self._forced_routes = {}, {}
+        self._provable = {}
 
     def replay(self, on: bool) -> None:
         """Begins or ends the order that holds while the agent catches up, at each cache."""
@@ -129,6 +135,8 @@ class Dispatcher:
 
     def push(self, home: Outbox, task_id: bytes, head: PushHead, targets: list[bytes], now: float) -> None:
         """Begins a task, or sees that it is in hand or was done, see above; `home` is told of its end."""
+        if self.verify_all and not head.verify and self._is_provable(head):
+            head = structs.replace(head, verify=True)
         key = home.scope.mark + task_id
         content = content_of(targets)
         proves = is_evidence_wanted(head)
@@ -159,6 +167,16 @@ class Dispatcher:
         elif home.trusted:
             task.era = self.era
         self._start(task, targets)
+
+    def _is_provable(self, head: PushHead) -> bool:
+        """Whether a task like this can be verified at each cache."""
+        key = (head.type, head.force)
+        found = self._provable.get(key)
+        if found is None:
+            asked = structs.replace(head, verify=True)
+            plans = [plan_proof(cache, asked) for cache in self._caches]
+            found = self._provable[key] = not any(isinstance(plan, str) for plan in plans)
+        return found
 
     def drop(self, home: Outbox, task_id: bytes, now: float) -> None:
         """Begins to drop all that the caches hold; `home` is told of the end.
@@ -394,6 +412,11 @@ class Dispatcher:
 
     def ended(self, exchange: Exchange, error: str | None) -> None:
         """A client has ended an exchange: `error` is None if the cache has done it."""
+        if exchange.followers is not None:
+            # What it satisfied ends with it.
+            for follower in exchange.part():
+                self.merged += 1
+                self.ended(follower, error)
         task = exchange.task
         if exchange.course is not None and error is None and task.expires_at:
             outcome = self._go_on(exchange, exchange.course)
@@ -406,16 +429,10 @@ class Dispatcher:
             self._release(1)
             if ended:
                 self._end_task(task)
-        if exchange.segment is not None:
-            self._end_in_order(exchange, error)
-
-    def _end_in_order(self, exchange: Exchange, error: str | None) -> None:
-        """What an exchange satisfied ends with it; then what waited for all of them may begin."""
-        segment, exchange.segment = exchange.segment, None
-        for follower in exchange.part():
-            self.merged += 1
-            self.ended(follower, error)
+        segment = exchange.segment
         if segment is not None:
+            # What waited for all of them may begin.
+            exchange.segment = None
             segment.end_one()
 
     def _end_task(self, task: Task) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from proxyd.bans import Bans
 from proxyd.breaker import Breaker, BreakerSettings, State
 from proxyd.caches import KINDS, CacheKind, kind_of
 from proxyd.caches.nginx_files import NginxFolder
@@ -110,7 +111,8 @@ class Caches:
         if files is not None:
             quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended, breaker)
         else:
-            quick = CacheClient(cache.name, *cache.address, fast, self._ended, breaker)
+            bans = _bans_of(cache.name, kind, config.fast)
+            quick = CacheClient(cache.name, *cache.address, fast, self._ended, breaker, bans)
         long = CacheClient(cache.name, *cache.address, slow, self._ended, self._breaker_below(above))
         look = None
         if kind.look is not None:
@@ -209,6 +211,12 @@ def _fast_limits(lane: LaneConfig, breaker: BreakerSettings, kind: CacheKind) ->
         return limits
     # Behind a large object the next one would wait, and be blamed for it.
     return msgspec.structs.replace(limits, depth=1, until_closed=True)
+
+
+def _bans_of(name: str, kind: CacheKind, lane: LaneConfig) -> Bans | None:
+    if not any(deed.bans for deed in kind.deeds.values()):
+        return None
+    return Bans(name, kind.deeds.get("regex"), bans_max=lane.bans_max)
 
 
 def _look_limits(config: AgentConfig) -> Limits:

@@ -19,6 +19,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from proxyd.bans import Bans
 from proxyd.blame import TRIES_MAX, Death, share_blame
 from proxyd.breaker import Breaker, Outcome, State
 from proxyd.causes import Cause, cause_of_death, cause_of_error
@@ -53,7 +54,14 @@ class CacheClient:
     """
 
     def __init__(
-        self, name: str, host: str, port: int, limits: Limits, ended: Ended, breaker: Breaker | None = None
+        self,
+        name: str,
+        host: str,
+        port: int,
+        limits: Limits,
+        ended: Ended,
+        breaker: Breaker | None = None,
+        bans: Bans | None = None,
     ) -> None:
         self.name = name
         self.breaker = Breaker() if breaker is None else breaker
@@ -64,6 +72,8 @@ class CacheClient:
         self._port = port
         self._ended = ended
         self._loop = asyncio.get_running_loop()
+        self.bans = bans
+        """Where bans are held back and merged, if the cache has any."""
         self._alone: deque[Exchange] = deque()
         self._spared: deque[Exchange] = deque()
         self._open: list[Connection] = []
@@ -83,7 +93,11 @@ class CacheClient:
     @property
     def waiting(self) -> int:
         """Exchanges that are not on a connection."""
-        return len(self.queue) + len(self._spared) + len(self._alone)
+        return len(self.queue) + len(self._spared) + len(self._alone) + self._held_bans
+
+    @property
+    def _held_bans(self) -> int:
+        return 0 if self.bans is None else self.bans.waiting
 
     @property
     def in_flight(self) -> int:
@@ -144,6 +158,8 @@ class CacheClient:
             yield from connection.in_flight
         yield from self._alone
         yield from self._spared
+        if self.bans is not None:
+            yield from self.bans.unended()
         yield from self.queue
 
     def give_up(self, error: str) -> None:
@@ -254,11 +270,27 @@ class CacheClient:
 
     def _take_fresh(self, room: int) -> list[Exchange]:
         """The first that are to be sent, at most so many; what has expired before them is ended."""
+        bans = self.bans
         while batch := self.queue.take(room) if not self._spared else self._take_spared(room):
             now = self._loop.time()
+            if bans is not None:
+                batch = bans.take_in(batch)
+                if batch:
+                    # Not only when nothing else waits.
+                    batch += bans.give_out(now, room - len(batch))
             fresh = [exchange for exchange in batch if exchange.task.expires_at > now]
             if len(fresh) < len(batch):
                 self._drop_expired(batch, now)
+            if fresh:
+                return fresh
+        return [] if bans is None else self._fresh_bans(bans, room)
+
+    def _fresh_bans(self, bans: Bans, room: int) -> list[Exchange]:
+        """Bans that may be sent now, when nothing else waits."""
+        now = self._loop.time()
+        while batch := bans.give_out(now, room):
+            fresh = [exchange for exchange in batch if exchange.task.expires_at > now]
+            self._drop_expired(batch, now)
             if fresh:
                 return fresh
         return []
@@ -363,7 +395,7 @@ class CacheClient:
             self._let_go(connection)
         # Topped up in lumps: a write a lump costs less than a write an answer, and the cache never runs dry.
         low = len(connection.in_flight) <= self._low_water
-        if low and not connection.closing and (self.queue or self._alone or self._spared):
+        if low and not connection.closing and (self.queue or self._alone or self._spared or self._held_bans):
             self.fill(connection, self.limits.depth)
             if len(self._open) < self.limits.connections:
                 self._open_more(self.waiting)
@@ -470,6 +502,8 @@ class CacheClient:
             return exchange.task.received_at <= came_before
 
         due = [*filter(is_due, self._alone), *filter(is_due, self._spared), *self.queue.remove(is_due)]
+        if self.bans is not None:
+            due += self.bans.remove(is_due)
         for waiting in (self._alone, self._spared):
             left = [exchange for exchange in waiting if not is_due(exchange)]
             waiting.clear()

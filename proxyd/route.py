@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from proxyd.bans import Bans
 from proxyd.caches import CacheKind, Deed
 from proxyd.lane_client import LaneClient
 from proxyd.looking import LookClient
 from proxyd.merging import DROP
+from proxyd.pipeline import CacheClient
 from proxyd.replay import Door, Replay
 from proxyd.targets import split_directory, split_drop, split_pattern, split_tag, split_target
 
@@ -38,6 +40,11 @@ class Lanes(msgspec.Struct, frozen=True):
         if self.soft and not force and task_type in self.kind.soft:
             return self.kind.soft[task_type], ""
         return self.kind.deed_of(task_type)
+
+    @property
+    def bans(self) -> Bans | None:
+        """Its bans, if it has any."""
+        return self.fast.bans if isinstance(self.fast, CacheClient) else None
 
     @property
     def looks_waiting(self) -> int:

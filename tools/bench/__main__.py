@@ -11,6 +11,7 @@ from pathlib import Path
 from tools.bench import (
     accept,
     cluster,
+    directories,
     endtoend,
     fanout,
     handover,
@@ -20,6 +21,7 @@ from tools.bench import (
     mysql,
     offline,
     peers,
+    purge,
 )
 from tools.bench.errors import BenchError
 from tools.bench.report import Row, table, verdicts, write
@@ -37,6 +39,8 @@ BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "mysql": mysql.run,
     "cluster": cluster.run,
     "offline": offline.run,
+    "purge": purge.run,
+    "directories": directories.run,
 }
 
 
