@@ -35,7 +35,7 @@ run demo: install
 # The tests come last, so that pytest's closing lines are the last ones.
 test: .venv/.test-installed
 	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nginx:nginx squid:squid mariadbd:mariadb-server redis-server:redis-server \
-		haproxy:haproxy nc:netcat-openbsd systemd-analyze:systemd openssl:openssl
+		'/usr/lib/*/varnish/vmods/libvmod_xkey.so:varnish-modules' haproxy:haproxy nc:netcat-openbsd systemd-analyze:systemd openssl:openssl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
