@@ -183,7 +183,7 @@ TABLE: tuple[Setting, ...] = (
     Setting("agent", "caught_up_file", str, "", "a path",
             "a file that is there only while this agent has caught up; empty: none", _any),
     Setting("agent", "health_listen", str, "", "HOST:PORT",
-            "where GET /caught-up is answered, 200 or 503; empty: nowhere", _listen_fault),
+            "where GET /caught-up and /caches/NAME are answered, 200 or 503; empty: nowhere", _listen_fault),
     _seconds("agent", "caught_up_wait_s", 300.0, 0, 86_400,
              "how long an engine that cannot be reached is waited for before this agent counts as caught up; "
              "0: for ever"),
