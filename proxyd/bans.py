@@ -120,6 +120,7 @@ class Bans:
             task = follower.task
             if task is leader.task:
                 continue
+            task.merged_into = leader.task.id
             if task.evidence is None:
                 task.evidence = []
             if follower.evidence is None:

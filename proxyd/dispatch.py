@@ -452,7 +452,10 @@ class Dispatcher:
             return
         if task.era == self.era:
             self.done.add(task.key, task.head, task.content, task.received_at)
-        task.home.add_done(task.id, task.received_at)
+        if task.merged_into:
+            task.home.add_merged(task)
+        else:
+            task.home.add_done(task.id, task.received_at)
 
     def _release(self, targets: int) -> None:
         self.open_targets -= targets

@@ -28,6 +28,11 @@ class Homes:
         for part in self.parts:
             part.add_done(task_id, received_at)
 
+    def add_merged(self, task: Task) -> None:
+        """See `Outbox`."""
+        for part in self.parts:
+            part.add_merged(task)
+
     def add_failed(self, task: Task) -> None:
         """See `Outbox`."""
         for part in self.parts:

@@ -68,6 +68,11 @@ class Outbox:
             self._woken = True
             self._wake()
 
+    def add_merged(self, task: Task) -> None:
+        """A task is done, all targets well, by what another one asked for."""
+        self.owed -= 1
+        self._add(self._kept, b"report state=done merged_into=%b -- %b\n" % (task.merged_into, task.id))
+
     def add_failed(self, task: Task) -> None:
         """A task ended, some of its targets failed."""
         self.owed -= 1

@@ -31,8 +31,9 @@ class Task:
     """What was pushed under one id. `home` is where its report goes: to the worker that pushed it last."""
 
     __slots__ = (
-        "content", "era", "error", "evidence", "evidence_left_out", "expires_at", "failed", "failed_bytes",
-        "failed_targets", "head", "home", "id", "key", "open", "received_at", "shown", "total",
+        "content", "era", "error", "evidence", "evidence_left_out", "expires_at", "failed",
+        "failed_bytes", "failed_targets", "head", "home", "id", "key", "merged_into", "open",
+        "received_at", "shown", "total",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,8 @@ class Task:
         """How many targets the last `active` report told to be ended."""
         self.evidence: list[Evidence] | None = None
         """What was done and seen, in the order in which it ended; None where nobody asked."""
+        self.merged_into = b""
+        """The task that was done in its place, for it asks for no less: see `bans.py`."""
         self.evidence_left_out = 0
         """What did not fit there."""
 

@@ -288,6 +288,18 @@ def failure_mark(rank: int, ms: int, failure: Failure) -> bytes:
     return f"{rank}:{ms}:{failure.done}:{failure.failed}:{escape(failure.error)} ".encode()
 
 
+MERGED = "merged into "
+
+
+def merged_mark(rank: int, ms: int, count: int, into: str, *, verified: bool) -> bytes:
+    """The mark of a proxy that did every target by what another task asked for.
+
+    As a failure's without failures, so that code that does not know this reads that all was done.
+    """
+    zero = "0" if verified else ""
+    return f"{rank}:{zero}{ms}:{count}:0:{escape(MERGED + into)} ".encode()
+
+
 def read_marks(marks: bytes) -> dict[int, tuple[int, Failure | None]]:
     """Rank → (ms, failure or None), from the marks of a task."""
     read: dict[int, tuple[int, Failure | None]] = {}
@@ -300,10 +312,10 @@ def read_marks(marks: bytes) -> dict[int, tuple[int, Failure | None]]:
 
 
 def read_verified(marks: bytes) -> frozenset[int]:
-    """The ranks whose mark is a `verified_mark`."""
+    """The ranks whose mark says that it was verified."""
     verified = set()
     for text in marks.decode().split(" ")[:-1]:
-        rank, ms, *rest = text.split(":", 2)
-        if not rest and len(ms) > 1 and ms.startswith("0"):
+        rank, ms, *_ = text.split(":", 2)
+        if len(ms) > 1 and ms.startswith("0"):
             verified.add(int(rank))
     return frozenset(verified)

@@ -78,6 +78,8 @@ class ProxyStatus(msgspec.Struct, frozen=True):
     error: str | None = None
     verified: bool | None = None
     """True where the effect was seen; None where nobody asked for that, or the proxy cannot say."""
+    merged_into: str | None = None
+    """The task that was done in its place there, for it asks for no less."""
 
 
 class OperationStatus(msgspec.Struct, frozen=True):
@@ -139,6 +141,7 @@ def read_proxy_status(fields: Fields) -> ProxyStatus:
         _count(fields, "ms"),
         fields.get("error"),
         True if fields.get("verified") == "1" else None,
+        fields.get("merged_into"),
     )
 
 

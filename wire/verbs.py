@@ -155,6 +155,7 @@ _TABLE = (
             Field("done", _COUNT, _COUNT_WANTED),
             Field("failed", _COUNT, _COUNT_WANTED),
             Field("ms", _COUNT, "milliseconds"),
+            Field("merged_into", f.read_id, "a task id"),
             Field("error", f.read_text, "text"),
         ),
         "tells what became of tasks that were pushed",

@@ -15,7 +15,7 @@ from refreshd.fanout import Segment
 from refreshd.fleet import Proxy
 from refreshd.shard import GIVEN
 from refreshd.store.base import ProxyRow
-from refreshd.task import Failure, Task, failure_mark, mark, verified_mark
+from refreshd.task import Failure, Task, failure_mark, mark, merged_mark, verified_mark
 from refreshd.worker.links import Link, Relayed
 from refreshd.worker.proxy_session import ERROR_MAX_CHARS, ProxySession
 from wire.errors import Refused
@@ -229,10 +229,12 @@ class Proxies:
 
     # ── reports ───────────────────────────────────────────────────────────────────────────
 
-    def done(self, name: str, ids: list[bytes], ms: int | None, *, verifies: bool = False) -> list[bytes]:
+    def done(
+        self, name: str, ids: list[bytes], ms: int | None, *, verifies: bool = False, merged_into: str = ""
+    ) -> list[bytes]:
         """Each of these tasks is done at the proxy. Returns the ids that are not in memory here.
 
-        `verifies`: what was to be verified was.
+        `verifies`: what was to be verified was. `merged_into`: the task that was done in their place.
 
         Whichever connection the report came on, what is freed is the link that the
         task was pushed on: the one in use, if its cursor has read the task.
@@ -242,7 +244,7 @@ class Proxies:
         """
         engine = self.hub.engine
         if engine.moving:
-            ids = self._leave_to_successor(name, ids, ms, verifies)
+            ids = self._leave_to_successor(name, ids, ms, verifies, merged_into)
         tasks = engine.tasks
         watched = self.hub.watches
         link = self.hub.pusher.links.get(name)
@@ -286,7 +288,11 @@ class Proxies:
             else:
                 # Done on an earlier connection, and not read on this one: it must not be pushed again.
                 segment.uniform = False
-            if verifies and task.terms.verify:
+            if merged_into:
+                task_ms = ms if ms is not None else max(now_ms - task.updated_ms, 0)
+                is_verified = verifies and task.terms.verify
+                task.add_mark(merged_mark(rank, task_ms, task.count, merged_into, verified=is_verified))
+            elif verifies and task.terms.verify:
                 task_ms = ms if ms is not None else max(now_ms - task.updated_ms, 0)
                 task.add_mark(verified_mark(rank, task_ms))
             else:
@@ -305,7 +311,9 @@ class Proxies:
             watched.changed(task)
         return missing
 
-    def _leave_to_successor(self, name: str, ids: list[bytes], ms: int | None, verifies: bool) -> list[bytes]:
+    def _leave_to_successor(
+        self, name: str, ids: list[bytes], ms: int | None, verifies: bool, merged_into: str
+    ) -> list[bytes]:
         """Reports for tasks that went to the successor go there, too. Returns the other ids."""
         owner = self.hub.shards.owner
         kept = [task_id for task_id in ids if owner(task_id) not in GIVEN]
@@ -314,7 +322,7 @@ class Proxies:
         for to in GIVEN:
             gone = [task_id for task_id in ids if owner(task_id) == to]
             if gone:
-                self.hub.mesh.tell(_done_line(name, gone, ms, verifies), to)
+                self.hub.mesh.tell(_done_line(name, gone, ms, verifies, merged_into), to)
         return kept
 
     def one(self, name: str, task: Task, values: dict[str, Any]) -> None:
@@ -350,16 +358,27 @@ class Proxies:
         link.freed(targets)
         self.hub.pusher.due(link)
 
-    def reported(self, link: Link, missing: list[bytes], ms: int | None, *, verifies: bool = False) -> None:
+    def reported(
+        self,
+        link: Link,
+        missing: list[bytes],
+        ms: int | None,
+        *,
+        verifies: bool = False,
+        merged_into: str = "",
+    ) -> None:
         """Passes on reports for tasks that live at siblings."""
         if link.replay is not None and link.replay.drop_id in missing:
             missing.remove(link.replay.drop_id)
             link.replay.dropped()
         for task_id in missing:
             self._free_relayed(link, task_id)
-        self._tell_owners(link.name, [task_id for task_id in missing if is_id(task_id)], ms, verifies)
+        known = [task_id for task_id in missing if is_id(task_id)]
+        self._tell_owners(link.name, known, ms, verifies, merged_into)
 
-    def _tell_owners(self, name: str, ids: list[bytes], ms: int | None, verifies: bool) -> None:
+    def _tell_owners(
+        self, name: str, ids: list[bytes], ms: int | None, verifies: bool, merged_into: str
+    ) -> None:
         """Passes on a report to whoever has the tasks; what is this worker's and not here is finished."""
         shards = self.hub.shards
         by_owner: dict[int, list[bytes]] = {}
@@ -368,7 +387,7 @@ class Proxies:
             if owner != shards.slot:
                 by_owner.setdefault(owner, []).append(task_id)
         for owner, some in by_owner.items():
-            self.hub.mesh.tell(_done_line(name, some, ms, verifies), owner)
+            self.hub.mesh.tell(_done_line(name, some, ms, verifies, merged_into), owner)
 
     def pass_on_one(self, link: Link, task_id: bytes, values: dict[str, Any]) -> None:
         """As `reported`, for a report that is about one task."""
@@ -395,8 +414,10 @@ class Proxies:
         if line.fields["state"] == "done":
             ms = int(line.fields["ms"]) if line.fields.get("ms") else None
             verifies = line.fields.get("verified") == "1"
-            missing = self.done(name, [item.encode() for item in line.items or ()], ms, verifies=verifies)
-            self._tell_owners(name, missing, ms, verifies)
+            merged_into = line.fields.get("merged_into", "")
+            ids = [item.encode() for item in line.items or ()]
+            missing = self.done(name, ids, ms, verifies=verifies, merged_into=merged_into)
+            self._tell_owners(name, missing, ms, verifies, merged_into)
             return
         task_id = line.fields["task_id"].encode()
         owner = self.hub.shards.owner(task_id)
@@ -536,10 +557,11 @@ class Proxies:
         return None if session is None else self.hub.engine.clock.mono_ms - session.heard_ms
 
 
-def _done_line(name: str, ids: list[bytes], ms: int | None, verifies: bool) -> bytes:
+def _done_line(name: str, ids: list[bytes], ms: int | None, verifies: bool, merged_into: str) -> bytes:
     """A report of a proxy, as workers pass it on."""
     more = b"" if ms is None else b" ms=%d" % ms
     more += b" verified=1" if verifies else b""
+    more += b" merged_into=%b" % merged_into.encode() if merged_into else b""
     return b"report proxy=%b state=done%b -- %b" % (name.encode(), more, b" ".join(ids))
 
 

@@ -119,10 +119,10 @@ class ProxySession:
             raise BadLine("an empty item; put exactly one space between items")
         self._done(turn, ids, int(ms_text) if ms_text else None)
 
-    def _done(self, turn: Turn, ids: list[bytes], ms: int | None) -> None:
+    def _done(self, turn: Turn, ids: list[bytes], ms: int | None, merged_into: str = "") -> None:
         verifies = self.verifies
-        missing = self._proxies.done(self.name, ids, ms, verifies=verifies)
-        self._proxies.reported(self.link, missing, ms, verifies=verifies)
+        missing = self._proxies.done(self.name, ids, ms, verifies=verifies, merged_into=merged_into)
+        self._proxies.reported(self.link, missing, ms, verifies=verifies, merged_into=merged_into)
         turn.parts.append(b"ok n=%d\n" % len(ids))
 
     def report(self, turn: Turn, line: Line, values: dict[str, Any]) -> None:
@@ -130,7 +130,8 @@ class ProxySession:
         if values["state"] == "done":
             if not line.items:
                 raise missing_field("id", "at least one task id after --")
-            self._done(turn, [item.encode() for item in line.items], values.get("ms"))
+            ids = [item.encode() for item in line.items]
+            self._done(turn, ids, values.get("ms"), values.get("merged_into", ""))
             return
         for name in ("task_id", "done", "failed"):
             if name not in values:

@@ -6,7 +6,7 @@ from refreshd.fanout import Cursor
 from refreshd.fleet import Plan, plan_size
 from refreshd.shard import created_ms
 from refreshd.store.base import ReceiptRow, Stored
-from refreshd.task import Failure, State, Task, read_marks, read_terms, read_verified
+from refreshd.task import MERGED, Failure, State, Task, read_marks, read_terms, read_verified
 from refreshd.worker.parked import task_of
 from wire.lines import Value, format_line, parse
 
@@ -126,6 +126,9 @@ def _ended_row(
 ) -> bytes:
     if failure is None:
         return _row(name, layer, State.COMPLETE.text, count, 0, ms, verified=verified)
+    if not failure.failed:
+        into = failure.error.removeprefix(MERGED)
+        return _row(name, layer, State.COMPLETE.text, count, 0, ms, verified=verified, merged_into=into)
     return _row(name, layer, State.FAILED.text, failure.done, failure.failed, ms, failure.error)
 
 
@@ -139,9 +142,15 @@ def _row(
     error: str = "",
     *,
     verified: bool = False,
+    merged_into: str = "",
 ) -> bytes:
     fields: Fields = {"proxy": name, "layer": layer, "state": state, "done": done, "failed": failed, "ms": ms}
-    return format_line("+", {**fields, "verified": 1 if verified else None, "error": error or None})
+    fields |= {
+        "verified": 1 if verified else None,
+        "merged_into": merged_into or None,
+        "error": error or None,
+    }
+    return format_line("+", fields)
 
 
 def _listing(rows: list[bytes]) -> bytes:

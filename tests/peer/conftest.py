@@ -39,7 +39,8 @@ def peer(engine: Engine) -> Iterator[Peer]:
 @pytest.fixture
 def name() -> str:
     """A word that no other test has: for a proxy, a group, the beginning of ids."""
-    return f"n{next(_numbers)}"
+    # Of one length, so that no other one begins with it.
+    return f"n{next(_numbers):04}"
 
 
 @pytest.fixture

@@ -153,6 +153,27 @@ def test_they_survive_a_reload_an_upgrade_and_a_kill(own_engine: Engine) -> None
             assert peer.ok(f"task_detail task_id={task}").rows[0]["verified"] == "1"
 
 
+def test_what_was_done_by_another_task_says_so(engine: Engine, peer: Peer, name: str) -> None:
+    """Whichever worker hears of it, in memory and from the store."""
+    tasks = [*owned_by(0, name, 2), *owned_by(1, name, 2)]
+    with engine.proxy_peer(name, 0, "verify=1") as proxy:
+        proxy.ok("ready credit=100")
+        for number, task in enumerate(tasks):
+            peer.post(task, f"type=url scope={name} verify={number % 2}")
+        proxy.ok(f"report state=done ms=5 merged_into=large -- {' '.join(tasks[:3])}")
+        proxy.ok(f"report state=done merged_into=large -- {tasks[3]}")
+        assert proxy.code(f"report state=done merged_into=a\\sb -- {tasks[3]}") == "bad_field"
+        for number, task in enumerate(tasks):
+            wait_until(lambda task=task: peer.state(task) == "complete", "it has ended")
+            (row,) = peer.ok(f"task_detail task_id={task}").rows
+            assert (row["state"], row["done"], row["failed"]) == ("complete", "1", "0")
+            assert row["merged_into"] == "large"
+            assert "error" not in row
+            assert row.get("verified") == ("1" if number % 2 else None)
+        done = peer.ok(f"get_task task_id={tasks[0]}")
+        assert (done["done"], done["failed"]) == ("1", "0")
+
+
 def test_what_was_seen_is_told_apart_from_what_was_said(engine: Engine, peer: Peer, name: str) -> None:
     """Only of a proxy that knows what verify=1 means, of such a task, and only if all went well."""
     fields = f"group={name}"

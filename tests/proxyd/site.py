@@ -26,6 +26,7 @@ class Ended:
         self.done = fields["state"] == "done"
         self.error = fields.get("error", "")
         self.failed = int(fields.get("failed", "0"))
+        self.merged_into = fields.get("merged_into", "")
         self.evidence = evidence
 
     def __repr__(self) -> str:

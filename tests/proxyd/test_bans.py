@@ -92,6 +92,7 @@ def test_what_was_merged_says_into_what() -> None:
     assert below.evidence is not None
     assert below.evidence.more == {"merged_into": "large"}
     assert below.task.evidence == []
+    assert (below.task.merged_into, above.task.merged_into) == (b"large", b"")
     assert above.evidence is None
 
 
@@ -124,7 +125,9 @@ def test_a_burst_of_directories_is_a_few_bans(varnish: Varnish, origin: Origin, 
             ended = await site.end_of(*ids)
             assert all(each.done for each in ended), ended
             assert all(seen.verified_ms for each in ended for seen in each.evidence)
-            return [seen.more.get("merged_into", "") for each in ended for seen in each.evidence]
+            for each in ended:
+                assert [seen.more.get("merged_into", "") for seen in each.evidence] == [each.merged_into]
+            return [each.merged_into for each in ended]
 
     merged_into = run(act())
     assert merged_into.count("") <= 30

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from refreshd.task import (
     FINAL,
+    MERGED,
     STATE_BY_TEXT,
     TRANSITIONS,
     Failure,
@@ -18,6 +19,7 @@ from refreshd.task import (
     failure_mark,
     line_of,
     mark,
+    merged_mark,
     push_line,
     read_marks,
     read_verified,
@@ -212,3 +214,16 @@ def test_a_verified_mark_is_a_mark_to_code_that_does_not_know_it() -> None:
     assert {rank: ms for rank, (ms, _) in read_marks(marks).items()} == {0: 0, 1: 0, 12: 345, 3: 7, 2: 100}
     assert read_verified(marks) == {1, 12}
     assert read_verified(b"") == frozenset()
+
+
+def test_a_merged_mark_is_one_without_failures() -> None:
+    marks = (
+        merged_mark(1, 7, 3, "a:b", verified=False) + merged_mark(2, 0, 3, "c", verified=True) + mark(0, 5)
+    )
+    read = read_marks(marks)
+    assert {rank: ms for rank, (ms, _) in read.items()} == {0: 5, 1: 7, 2: 0}
+    assert [(failure.done, failure.failed, failure.error) for _, failure in read.values() if failure] == [
+        (3, 0, f"{MERGED}a:b"),
+        (3, 0, f"{MERGED}c"),
+    ]
+    assert read_verified(marks) == {2}

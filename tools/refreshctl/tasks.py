@@ -35,6 +35,7 @@ async def show(context: Context) -> Exit:
     if rows:
         columns = ["proxy", "layer", "state", "done", "failed", "ms"]
         columns += ["verified"] if any(proxy.verified for proxy in proxies) else []
+        columns += ["merged_into"] if any(proxy.merged_into for proxy in proxies) else []
         columns += ["error"] if any(proxy.error for proxy in proxies) else []
         shown = [row | {"verified": "yes" if row.get("verified") else None} for row in rows]
         text += "\n" + table(columns, shown)
