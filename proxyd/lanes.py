@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from proxyd.caches import KINDS, CacheKind, kind_of
+from proxyd.caches.ats_rules import RuleFile
 from proxyd.caches.nginx_files import NginxFolder
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
@@ -23,6 +24,7 @@ from proxyd.looking import LookClient
 from proxyd.pipeline import CacheClient, Ended
 from proxyd.replay import Replay
 from proxyd.route import Lanes
+from proxyd.split import SplitClient
 from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
 
@@ -71,13 +73,17 @@ class Caches:
     def _make(self, cache: CacheConfig, config: AgentConfig, slow: Limits) -> Lanes:
         files = cache.files
         path = files.path if files else ""
-        kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge) or KINDS[cache.kind]
+        rules = cache.rules is not None
+        kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge, rules=rules)
+        kind = kind or KINDS[cache.kind]
         fast = _fast_limits(config.fast, kind)
         quick: LaneClient
         if files is not None:
             quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended)
         else:
             quick = CacheClient(cache.name, *cache.address, fast, self._ended)
+        if cache.rules is not None:
+            quick = SplitClient(quick, LocalClient(cache.name, RuleFile(cache.rules), fast, self._ended))
         long = CacheClient(cache.name, *cache.address, slow, self._ended)
         look = None
         if kind.look is not None:

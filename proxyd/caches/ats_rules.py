@@ -1,0 +1,369 @@
+"""Rules for the plugin regex_revalidate of a Traffic Server. This blocks: it runs in threads.
+
+A rule is a line: a regular expression, the time until which it holds, and MISS. An object that it fits is as
+if it were not there, if its `Date` is not later than the rule's *epoch*: the time at which the plugin read
+the rule first, in whole seconds. What is fetched later is served. So for all that waits:
+
+    read remap.config ─► write the file of rules ─► traffic_ctl config reload ─► the plugin's state file
+                                                                                 shows them: done
+
+What the plugin does (9.2; read in its source, and seen), and what follows:
+
+- It reads the file if that is *younger by a whole second* than when it was read last: so the time of the file
+  is set by us, a second later than before at least.
+- It gives a rule that it knows a new epoch only if its expiry is another one: so that is never the same.
+- It keeps what is in the file no more until it has expired: so a rule that is not needed any more is written
+  once more, with an expiry that is near (`RETIRE_S`).
+- It takes lines of up to 2,047 bytes, and the rest of a longer one for a line by itself: so none is longer.
+- It drops what its PCRE does not compile, without a word: so each rule is looked for in its state. A line of
+  ours that finds nothing (`MARK`) shows which version of the file that is of.
+- It writes its state, and right after that goes over to it. So that is looked at twice, some ms apart.
+- It is compared with the URL after remap.config (`ats_remap.py`).
+- At a start it reads both files, and rules have the epochs again that they had.
+
+Nothing breaks out of a rule. Hosts and directories are quoted. A pattern is one by itself to RE2, without
+white space, and stands in a group. PCRE is not as good-natured as RE2: it goes deeper with each repetition
+of a group, until its stack is used up. So groups may not be repeated, and the steps are bounded: an object
+whose URL takes more is not found.
+
+What each fault means: nothing is reported done that the state file does not show. What was written stays in
+the file, and holds from the next load on: a rule too many, which does no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from proxyd.caches.ats_remap import BadRemap, NotMapped, Remap, Site
+from proxyd.hands import TAKE_ALONG, Pulse, TakeAlong, Work
+
+RULE_BELOW = b"RULE-BELOW"
+RULE_MATCHING = b"RULE-MATCHING"
+RULE_ALL = b"RULE-ALL"
+
+HEAD = "# Written by proxyd at each refresh; what else is written here is lost. See docs/agent.md.\n"
+MARK = "^refreshd:"
+ALL = "^."
+# With two times behind it, in the state file, it stays below the 2,047 bytes of a line.
+RULE_MAX_CHARS = 1900
+# Far more than an honest pattern takes at a URL; 20 ms.
+_BOUNDS = "(*LIMIT_RECURSION=1000)(*LIMIT_MATCH=1000000)"
+# Longer than a load takes; until then a rule that is not needed any more costs a comparison a hit.
+RETIRE_S = 60
+FILE_MAX_BYTES = 8 << 20
+
+# Measured: 20 ms. An agent that is behind asks again; one that is stuck must say so.
+RELOAD_MAX_S = 5.0
+LOADED_MAX_S = 10.0
+POLL_S = 0.01
+SETTLE_S = 0.02
+OUTPUT_MAX_CHARS = 300
+
+_LINE = re.compile(r"(\S+) ([0-9]{1,10}) MISS").fullmatch
+_STATE_LINE = re.compile(r"(\S+) ([0-9]{1,10}) ([0-9]{1,10}) (?:MISS|STALE)").fullmatch
+_ADVICE = 'see docs/agent.md, "Directories and patterns"'
+
+
+class AtsRules(msgspec.Struct, frozen=True):
+    """Where an agent and a Traffic Server's regex_revalidate meet."""
+
+    path: str
+    state: str
+    remap: str
+    reload: tuple[str, ...]
+    max: int
+    keep_s: int
+
+
+class _Failed(Exception):
+    """Nothing came of it; the text says what to do."""
+
+
+class RuleFile:
+    """The hands of a `LocalClient` that has rules written and loaded."""
+
+    def __init__(self, rules: AtsRules) -> None:
+        self._rules = rules
+
+    def act(self, works: Sequence[Work], pulse: Pulse) -> Sequence[str | TakeAlong | None]:
+        """All that waits goes into one load."""
+        return [TAKE_ALONG] * len(works)
+
+    def sweep(self, works: Sequence[Work], pulse: Pulse) -> Sequence[str | None]:
+        """Writes the rules of all these, has them loaded, and sees that they are."""
+        try:
+            remap = self._read_remap()
+            wanted = [self._rules_of(work, remap) for work in works]
+            book = Book.parse(self._read(self._rules.path, missing=""), int(time.time()))
+            refused = book.add(
+                [rule for rules in wanted if not isinstance(rules, str) for rule in rules],
+                self._rules.keep_s,
+                self._rules.max,
+            )
+            loaded: frozenset[str] = frozenset()
+            if book.fresh:
+                began = int(time.time())
+                self._write(book)
+                self._reload(pulse)
+                loaded = self._wait_loaded(book, began, pulse)
+        except _Failed as error:
+            return [str(error)] * len(works)
+        except OSError as error:
+            return [self._explain(error)] * len(works)
+        return [self._result(rules, book, refused, loaded) for rules in wanted]
+
+    def _result(
+        self, rules: list[str] | str, book: Book, refused: frozenset[str], loaded: frozenset[str]
+    ) -> str | None:
+        if isinstance(rules, str):
+            return rules
+        if not refused.isdisjoint(rules):
+            return (
+                f"{self._rules.path} holds {self._rules.max} rules (rules_max); refresh a directory above, "
+                "whose rule takes the place of all below it"
+            )
+        if any(book.stands_for(rule) not in loaded for rule in rules):
+            return "Traffic Server did not take the rule: its PCRE does not know all of it"
+        return None
+
+    # ── what is wanted ────────────────────────────────────────────────────────────────────
+
+    def _read_remap(self) -> Remap:
+        try:
+            return Remap.parse(self._read(self._rules.remap))
+        except BadRemap as error:
+            raise _Failed(f"{self._rules.remap}: {error}") from None
+
+    def _rules_of(self, work: Work, remap: Remap) -> list[str] | str:
+        """The rules for a work, or why there are none."""
+        host, path = work.host.decode("ascii"), work.path.decode("ascii")
+        try:
+            if work.verb == RULE_ALL:
+                return [ALL]
+            if work.verb == RULE_BELOW:
+                rules = [_rule(site, f"/{_quote(to)}") for site, to in remap.of_directory(host, path)]
+            elif fault := pattern_fault(path):
+                return fault
+            else:
+                rules = [_BOUNDS + _rule(site, f"(?:{path})$") for site in remap.of_host(host)]
+        except NotMapped as error:
+            return f"{self._rules.remap}: {error}"
+        if any(len(rule) > RULE_MAX_CHARS for rule in rules):
+            return f"its rule would have more than {RULE_MAX_CHARS} characters; refresh a directory above"
+        return rules
+
+    # ── files ─────────────────────────────────────────────────────────────────────────────
+
+    def _read(self, path: str, *, missing: str | None = None) -> str:
+        """Raises: OSError, _Failed."""
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(FILE_MAX_BYTES + 1)
+        except FileNotFoundError:
+            if missing is None:
+                raise
+            return missing
+        if len(raw) > FILE_MAX_BYTES:
+            raise _Failed(f"{path}: larger than {FILE_MAX_BYTES} bytes; is this the right file?")
+        return raw.decode("utf-8", "replace")
+
+    def _write(self, book: Book) -> None:
+        """Whoever reads it has it whole, and never takes it for one that was read before. Raises: OSError."""
+        path = self._rules.path
+        now = int(time.time())
+        try:
+            now = max(now, int(os.stat(path).st_mtime) + 1)
+        except FileNotFoundError:
+            pass
+        fresh = f"{path}.{os.getpid()}.new"
+        try:
+            with open(fresh, "w") as file:
+                file.write(book.text())
+                file.flush()
+                # Traffic Server reads it as its own user.
+                os.fchmod(file.fileno(), 0o644)
+                os.utime(file.fileno(), (now, now))
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(fresh).unlink(missing_ok=True)
+            raise
+
+    def _explain(self, error: OSError) -> str:
+        hint = ""
+        if isinstance(error, PermissionError):
+            hint = f" (the agent's user may not; {_ADVICE})"
+        elif isinstance(error, FileNotFoundError):
+            hint = f" ({_ADVICE})"
+        return f"{error.filename or self._rules.path}: {error.strerror or error}{hint}"
+
+    # ── Traffic Server ────────────────────────────────────────────────────────────────────
+
+    def _reload(self, pulse: Pulse) -> None:
+        """Raises: _Failed."""
+        command = self._rules.reload
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        except OSError as error:
+            raise _Failed(f"reload: {command[0]}: {error.strerror}") from None
+        end = time.monotonic() + RELOAD_MAX_S
+        with process:
+            while True:
+                pulse.beats += 1
+                try:
+                    raw, _ = process.communicate(timeout=0.1)
+                    break
+                except subprocess.TimeoutExpired:
+                    if pulse.stop.is_set() or time.monotonic() > end:
+                        process.kill()
+                        process.communicate()
+                        text = f"reload: {' '.join(command)!r} has not ended within {RELOAD_MAX_S:g} s"
+                        raise _Failed(text) from None
+        if process.returncode:
+            said = " ".join(line for line in raw.decode(errors="replace").split("\n") if line.strip())
+            raise _Failed(
+                f"reload: {' '.join(command)!r} ended with {process.returncode}: {said[-OUTPUT_MAX_CHARS:]} "
+                "(does traffic_manager run, and may the agent's user ask it?)"
+            )
+
+    def _wait_loaded(self, book: Book, began: int, pulse: Pulse) -> frozenset[str]:
+        """The rules of ours that the plugin has; all that it will take. Raises: _Failed, OSError."""
+        end = time.monotonic() + LOADED_MAX_S
+        before: str | None = None
+        while True:
+            pulse.beats += 1
+            text = self._read(self._rules.state, missing="")
+            if text == before:
+                loaded = _parse_state(text)
+                mark = loaded.get(MARK, (0, 0))
+                if mark[0] >= began and mark[1] == book.expiries[MARK]:
+                    return frozenset(
+                        rule
+                        for rule in book.fresh
+                        if rule in loaded
+                        and loaded[rule][0] >= began
+                        and loaded[rule][1] == book.expiries[rule]
+                    )
+            before = text
+            if time.monotonic() > end or pulse.stop.is_set():
+                raise _Failed(
+                    f"{self._rules.state} does not show the rules {LOADED_MAX_S:g} s after a reload: has "
+                    f"plugin.config the line regex_revalidate.so --config {self._rules.path} --state-file "
+                    f"{self._rules.state}, and can Traffic Server write that? ({_ADVICE})"
+                )
+            pulse.stop.wait(SETTLE_S if MARK in text else POLL_S)
+
+
+class Book:
+    """The rules that stand in the file, and those that are to. Pure: `now` is Unix time, s."""
+
+    def __init__(self, expiries: dict[str, int], now: int) -> None:
+        self._now = now
+        self.expiries = expiries
+        """By rule, until when it holds, Unix time."""
+        self.fresh: set[str] = set()
+        """Those that are to be loaded anew."""
+        self._stands_for: dict[str, str] = {}
+
+    @classmethod
+    def parse(cls, text: str, now: int) -> Book:
+        """Reads a file of ours. Raises: _Failed for one that is not."""
+        expiries: dict[str, int] = {}
+        for line in text.splitlines():
+            if match := _LINE(line):
+                expiries[match[1]] = int(match[2])
+            elif line.strip() and line != HEAD.strip():
+                raise _Failed("the file of rules has lines that are not this agent's; give it one of its own")
+        # What has expired the plugin has forgotten, or will at this load.
+        return cls({rule: expiry for rule, expiry in expiries.items() if expiry > now}, now)
+
+    def add(self, rules: Iterable[str], keep_s: int, at_most: int) -> frozenset[str]:
+        """Adds rules, which take the places of what they include; those for which there is no room."""
+        wanted = list(dict.fromkeys(rules))
+        for rule in _widest(wanted):
+            self._stands_for.update((each, rule) for each in wanted if _includes(rule, each))
+        live = {rule for rule, expiry in self.expiries.items() if expiry > self._now + RETIRE_S} - {MARK}
+        refused: set[str] = set()
+        for rule in dict.fromkeys(self._stands_for.values()):
+            below = {each for each in live if each not in self.fresh and _includes(rule, each)}
+            if len(live - below) >= at_most:
+                refused.update(each for each, by in self._stands_for.items() if by == rule)
+                continue
+            live = live - below | {rule}
+            for each in below - {rule}:
+                self._set(each, self._now + RETIRE_S)
+            self._set(rule, self._now + max(keep_s, RETIRE_S + 1))
+            self.fresh.add(rule)
+        if self.fresh:
+            self._set(MARK, self._now + max(keep_s, RETIRE_S + 1))
+        return frozenset(refused)
+
+    def _set(self, rule: str, expiry: int) -> None:
+        """What the plugin has it take for a new one."""
+        self.expiries[rule] = expiry + (self.expiries.get(rule) == expiry)
+
+    def stands_for(self, rule: str) -> str:
+        """The rule that does what this would have done."""
+        return self._stands_for.get(rule, rule)
+
+    def text(self) -> str:
+        """The file."""
+        return HEAD + "".join(f"{rule} {expiry} MISS\n" for rule, expiry in self.expiries.items())
+
+
+def pattern_fault(pattern: str) -> str | None:
+    """What is wrong with a pattern, here."""
+    if _GROUP_REPEATED(_ATOMS.sub("x", pattern)):
+        return (
+            "a pattern that repeats a group, (…)* say, could have Traffic Server's PCRE use up its stack; "
+            "[…]* and .* may be repeated"
+        )
+    return None
+
+
+_ATOMS = re.compile(r"\\.|\[\^?\]?(?:\[:\^?[a-z]+:\]|\\.|[^\]\\])*\]")
+_GROUP_REPEATED = re.compile(r"\)[*+{]").search
+
+
+def _includes(rule: str, other: str) -> bool:
+    """Whether a rule finds all that another finds, as can be told at a glance."""
+    return rule in (ALL, other) or (not rule.startswith(_BOUNDS) and other.startswith(rule))
+
+
+def _widest(rules: list[str]) -> list[str]:
+    """Those that no other includes."""
+    if ALL in rules:
+        return [ALL]
+    found: list[str] = []
+    # A directory comes right before what lies below it.
+    for rule in sorted(rules):
+        if not found or not _includes(found[-1], rule):
+            found.append(rule)
+    return found
+
+
+def _rule(site: Site, path: str) -> str:
+    port = f":{site.port}" if site.port not in ("", "80", "443") else "(?::80|:443)?"
+    return f"^(?i:https?://{_quote(site.host)}){port}{path}"
+
+
+def _quote(text: str) -> str:
+    """So that PCRE takes each character for itself."""
+    return re.sub(r"[^A-Za-z0-9_/]", r"\\\g<0>", text)
+
+
+def _parse_state(text: str) -> dict[str, tuple[int, int]]:
+    """By rule: its epoch and its expiry."""
+    matches = (_STATE_LINE(line) for line in text.splitlines())
+    return {match[1]: (int(match[2]), int(match[3])) for match in matches if match}
