@@ -195,6 +195,7 @@ def _rules(row: dict[str, Any]) -> AtsRules | None:
         tuple(row["reload"]),
         row["rules_max"],
         row["rules_keep_s"],
+        row["rules_skew_s"],
     )
 
 
@@ -356,7 +357,7 @@ class _Reader:
 
     def check_ats(self, caches: list[dict[str, Any]]) -> None:
         """Its settings go together, stand with no other kind, and a file is one Traffic Server's."""
-        own = ("rules", "rules_state", "remap", "reload", "rules_max", "rules_keep_s")
+        own = ("rules", "rules_state", "remap", "reload", "rules_max", "rules_keep_s", "rules_skew_s")
         rows = rows_of("cache")
         seen: set[str] = set()
         for number, cache in enumerate(caches):

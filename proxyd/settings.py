@@ -229,6 +229,9 @@ TABLE: tuple[Setting, ...] = (
     _number("cache", "rules_keep_s", 604_800, 60, 366 * 86_400,
             "ats: how long a rule holds: no shorter than guaranteed_max_lifetime in records.config",
             Reload.COMES_AND_GOES),
+    Setting("cache", "rules_skew_s", float, 0.1, _SECONDS.format(0, 60),
+            "ats: how far the clocks of origins may be ahead; a rule may have to wait for that",
+            _between(0, 60), Reload.COMES_AND_GOES),
 )  # fmt: skip
 
 REQUEST_TABLE: tuple[Setting, ...] = (

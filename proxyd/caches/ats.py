@@ -5,7 +5,8 @@
 
 A rule finds objects by their `Date`, which says when their origin made the answer. So it finds also what
 Traffic Server was just fetching, and stores only when the rule holds already. But it is only as good as the
-origins' clocks: one that is ahead by an hour makes objects that a rule of the next hour does not find.
+origins' clocks: what comes from one that is ahead by more than `rules_skew_s` may not be found, and what
+comes with an older `Date` than the rule (from another cache, which kept it) is fetched anew at each visit.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ATS = CacheKind(
     deeds={"url": _PURGE, "prefetch": PREFETCH},
     refused={"dir": _ONE_BY_ONE, "regex": _ONE_BY_ONE, "tag": NOT_YET.format("tag")},
     look=LOOK_ONLY_IF_CACHED,
-    no_drop="without a file of rules (rules) Traffic Server knows no request that drops all it holds",
+    no_drop="without a file of rules (rules) nothing tells Traffic Server to drop all it holds",
 )
 
 ATS_RULES = CacheKind(

@@ -11,13 +11,15 @@ What the plugin does (9.2; read in its source, and seen), and what follows:
 
 - It reads the file if that is *younger by a whole second* than when it was read last: so the time of the file
   is set by us, a second later than before at least.
-- It gives a rule that it knows a new epoch only if its expiry is another one: so that is never the same.
+- It gives a rule that it knows a new epoch only if its expiry is another one: so none is ever used again.
 - It keeps what is in the file no more until it has expired: so a rule that is not needed any more is written
   once more, with an expiry that is near (`RETIRE_S`).
 - It takes lines of up to 2,047 bytes, and the rest of a longer one for a line by itself: so none is longer.
 - It drops what its PCRE does not compile, without a word: so each rule is looked for in its state. A line of
   ours that finds nothing (`MARK`) shows which version of the file that is of.
 - It writes its state, and right after that goes over to it. So that is looked at twice, some ms apart.
+- Epoch and `Date` are whole seconds of two clocks. An origin's may be ahead by `skew_s`: where it could be in
+  the next second by that, the load waits for this second's end.
 - It is compared with the URL after remap.config (`ats_remap.py`).
 - At a start it reads both files, and rules have the epochs again that they had.
 
@@ -32,7 +34,9 @@ the file, and holds from the next load on: a rule too many, which does no harm.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import os
 import re
 import subprocess
@@ -54,7 +58,7 @@ MARK = "^refreshd:"
 ALL = "^."
 # With two times behind it, in the state file, it stays below the 2,047 bytes of a line.
 RULE_MAX_CHARS = 1900
-# Far more than an honest pattern takes at a URL; 20 ms.
+# Far more than an honest pattern takes at a URL: 5 ms.
 _BOUNDS = "(*LIMIT_RECURSION=1000)(*LIMIT_MATCH=1000000)"
 # Longer than a load takes; until then a rule that is not needed any more costs a comparison a hit.
 RETIRE_S = 60
@@ -65,7 +69,7 @@ RELOAD_MAX_S = 5.0
 LOADED_MAX_S = 10.0
 POLL_S = 0.01
 SETTLE_S = 0.02
-OUTPUT_MAX_CHARS = 300
+OUTPUT_MAX_CHARS = 200
 
 _LINE = re.compile(r"(\S+) ([0-9]{1,10}) MISS").fullmatch
 _STATE_LINE = re.compile(r"(\S+) ([0-9]{1,10}) ([0-9]{1,10}) (?:MISS|STALE)").fullmatch
@@ -81,6 +85,7 @@ class AtsRules(msgspec.Struct, frozen=True):
     reload: tuple[str, ...]
     max: int
     keep_s: int
+    skew_s: float
 
 
 class _Failed(Exception):
@@ -110,7 +115,7 @@ class RuleFile:
             )
             loaded: frozenset[str] = frozenset()
             if book.fresh:
-                began = int(time.time())
+                began = self._wait_for_clocks(pulse)
                 self._write(book)
                 self._reload(pulse)
                 loaded = self._wait_loaded(book, began, pulse)
@@ -133,6 +138,17 @@ class RuleFile:
         if any(book.stands_for(rule) not in loaded for rule in rules):
             return "Traffic Server did not take the rule: its PCRE does not know all of it"
         return None
+
+    def _wait_for_clocks(self, pulse: Pulse) -> int:
+        """Waits until no origin is in a later second than it was when this began; which that is, Unix time.
+
+        Origins' clocks may be ahead by `skew_s`. If that is little, there is seldom anything to wait for.
+        """
+        latest = int(time.time() + self._rules.skew_s)
+        while (left_s := latest - time.time()) > 0 and not pulse.stop.is_set():
+            pulse.beats += 1
+            pulse.stop.wait(min(left_s, 0.1))
+        return latest
 
     # ── what is wanted ────────────────────────────────────────────────────────────────────
 
@@ -228,13 +244,14 @@ class RuleFile:
                     if pulse.stop.is_set() or time.monotonic() > end:
                         process.kill()
                         process.communicate()
-                        text = f"reload: {' '.join(command)!r} has not ended within {RELOAD_MAX_S:g} s"
+                        text = f"reload: {command[0]} has not ended within {RELOAD_MAX_S:g} s"
                         raise _Failed(text) from None
         if process.returncode:
-            said = " ".join(line for line in raw.decode(errors="replace").split("\n") if line.strip())
+            lines = [line for line in raw.decode(errors="replace").split("\n") if line.strip()]
+            said = lines[-1][-OUTPUT_MAX_CHARS:] if lines else "it said nothing"
             raise _Failed(
-                f"reload: {' '.join(command)!r} ended with {process.returncode}: {said[-OUTPUT_MAX_CHARS:]} "
-                "(does traffic_manager run, and may the agent's user ask it?)"
+                f"reload: {command[0]} ended with {process.returncode} (does traffic_manager run, and may "
+                f"the agent's user ask it?): {said}"
             )
 
     def _wait_loaded(self, book: Book, began: int, pulse: Pulse) -> frozenset[str]:
@@ -258,9 +275,8 @@ class RuleFile:
             before = text
             if time.monotonic() > end or pulse.stop.is_set():
                 raise _Failed(
-                    f"{self._rules.state} does not show the rules {LOADED_MAX_S:g} s after a reload: has "
-                    f"plugin.config the line regex_revalidate.so --config {self._rules.path} --state-file "
-                    f"{self._rules.state}, and can Traffic Server write that? ({_ADVICE})"
+                    f"{self._rules.state} does not show the rules {LOADED_MAX_S:g} s after a reload: is it "
+                    f"the --state-file of regex_revalidate, and may Traffic Server write it? ({_ADVICE})"
                 )
             pulse.stop.wait(SETTLE_S if MARK in text else POLL_S)
 
@@ -290,28 +306,26 @@ class Book:
 
     def add(self, rules: Iterable[str], keep_s: int, at_most: int) -> frozenset[str]:
         """Adds rules, which take the places of what they include; those for which there is no room."""
-        wanted = list(dict.fromkeys(rules))
-        for rule in _widest(wanted):
-            self._stands_for.update((each, rule) for each in wanted if _includes(rule, each))
+        self._stands_for = _widen(rules)
         live = {rule for rule, expiry in self.expiries.items() if expiry > self._now + RETIRE_S} - {MARK}
+        before = sorted(live)
+        # One that was never written before: the plugin may have any of those, and would keep its epoch.
+        expiry = max(self._now + max(keep_s, RETIRE_S + 1), self.expiries.get(MARK, 0) + 1)
         refused: set[str] = set()
         for rule in dict.fromkeys(self._stands_for.values()):
-            below = {each for each in live if each not in self.fresh and _includes(rule, each)}
-            if len(live - below) >= at_most:
-                refused.update(each for each, by in self._stands_for.items() if by == rule)
+            below = _included(rule, before)
+            if len(live) - len(below) >= at_most:
+                refused.add(rule)
                 continue
-            live = live - below | {rule}
-            for each in below - {rule}:
-                self._set(each, self._now + RETIRE_S)
-            self._set(rule, self._now + max(keep_s, RETIRE_S + 1))
+            live.difference_update(below)
+            for each in below:
+                self.expiries[each] = self._now + RETIRE_S
+            live.add(rule)
+            self.expiries[rule] = expiry
             self.fresh.add(rule)
         if self.fresh:
-            self._set(MARK, self._now + max(keep_s, RETIRE_S + 1))
-        return frozenset(refused)
-
-    def _set(self, rule: str, expiry: int) -> None:
-        """What the plugin has it take for a new one."""
-        self.expiries[rule] = expiry + (self.expiries.get(rule) == expiry)
+            self.expiries[MARK] = expiry
+        return frozenset(rule for rule, by in self._stands_for.items() if by in refused)
 
     def stands_for(self, rule: str) -> str:
         """The rule that does what this would have done."""
@@ -341,16 +355,25 @@ def _includes(rule: str, other: str) -> bool:
     return rule in (ALL, other) or (not rule.startswith(_BOUNDS) and other.startswith(rule))
 
 
-def _widest(rules: list[str]) -> list[str]:
-    """Those that no other includes."""
-    if ALL in rules:
-        return [ALL]
-    found: list[str] = []
+def _widen(rules: Iterable[str]) -> dict[str, str]:
+    """For each the one among them that includes it, and that no other does."""
+    wanted = sorted(set(rules))
+    if ALL in wanted:
+        return dict.fromkeys(wanted, ALL)
+    found: dict[str, str] = {}
+    widest = ""
     # A directory comes right before what lies below it.
-    for rule in sorted(rules):
-        if not found or not _includes(found[-1], rule):
-            found.append(rule)
+    for rule in wanted:
+        if not widest or not _includes(widest, rule):
+            widest = rule
+        found[rule] = widest
     return found
+
+
+def _included(rule: str, ordered: list[str]) -> list[str]:
+    """Those that a rule includes, of some that are sorted."""
+    first = 0 if rule == ALL else bisect.bisect_left(ordered, rule)
+    return list(itertools.takewhile(lambda each: _includes(rule, each), ordered[first:]))
 
 
 def _rule(site: Site, path: str) -> str:
