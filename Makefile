@@ -35,14 +35,14 @@ run demo: install
 # The tests come last, so that pytest's closing lines are the last ones.
 test: .venv/.test-installed
 	@$(SYSTEM_PACKAGES) varnishd:varnish traffic_server:trafficserver nginx:nginx squid:squid mariadbd:mariadb-server redis-server:redis-server \
-		haproxy:haproxy nc:netcat-openbsd systemd-analyze:systemd openssl:openssl
+		'/usr/lib/*/varnish/vmods/libvmod_xkey.so:varnish-modules' haproxy:haproxy nc:netcat-openbsd systemd-analyze:systemd openssl:openssl
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(CODE)
 	@tests/run.sh $(BIN)/python $(PYTEST_ARGS)
 
 bench: .venv/.installed
-	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server mariadbd:mariadb-server
+	@$(SYSTEM_PACKAGES) varnishd:varnish beanstalkd:beanstalkd redis-server:redis-server mariadbd:mariadb-server nginx:nginx wrk:wrk
 	@exec $(BIN)/python -m tools.bench $(BENCH_ARGS)
 
 soak: .venv/.installed

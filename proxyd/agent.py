@@ -16,6 +16,7 @@ from proxyd.carry import Carried, ground_of
 from proxyd.catching_up import CarriedCatchingUp, CatchingUp, CaughtUp, FellBehind
 from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
+from proxyd.describe import CacheState, state_of
 from proxyd.dispatch import Dispatcher
 from proxyd.health import Health
 from proxyd.lanes import Caches
@@ -32,6 +33,7 @@ BEAT_EVERY_S = 2.5
 PROGRESS_EVERY_S = 1.0
 # How often it is looked whether the agent has caught up: an answer to that may be so old.
 LOOK_EVERY_S = 0.1
+PROBE_LOOK_EVERY_S = 0.25
 # Without any engine the agent is as ready as it will be: it waits for them, and a manager that restarts it
 # for that would help nobody.
 READY_AFTER_S = 5.0
@@ -53,13 +55,13 @@ class Agent:
         self._stop = asyncio.Event()
         self._fast_stop = False
         self.dispatcher = Dispatcher(self._hold)
-        self.caches = Caches(self.dispatcher.ended)
+        self.caches = Caches(self.dispatcher.ended, log)
         self.links = Links(config, self.dispatcher, log)
         self.catching_up = CatchingUp(asyncio.get_running_loop().time())
         self._replayed_before = (0, 0)
         """What `replayed` counts from."""
         self._marker = Marker(log)
-        self.health = Health(self._why_not_caught_up, log)
+        self.health = Health(self._why_not_caught_up, log, self._why_cache_may_not_serve)
         self._operations = Operations(self)
         self._carried: Carried | None = None
         self._process = psutil.Process()
@@ -99,6 +101,7 @@ class Agent:
             loop.create_task(self._every(BEAT_EVERY_S, self._beat)),
             loop.create_task(self._every(PROGRESS_EVERY_S, self._progress)),
             loop.create_task(self._every(LOOK_EVERY_S, self._look)),
+            loop.create_task(self._every(PROBE_LOOK_EVERY_S, self.caches.probe)),
             loop.create_task(self._operations.run()),
             loop.create_task(self._arrive()),
         ]
@@ -129,6 +132,7 @@ class Agent:
     def _apply_caches(self, config: AgentConfig) -> None:
         self.caches.apply(config)
         self.dispatcher.use_caches(self.caches.in_use)
+        self.dispatcher.verify_all = config.verify
 
     def next_generation(self) -> None:
         """A reload or an upgrade was taken."""
@@ -219,6 +223,7 @@ class Agent:
                     )  # fmt: skip
                 self.log.info("caught up", tasks=tasks, merged=merged, took_s=round(seconds, 1))
         self.dispatcher.replay(self.catching_up.behind)
+        self.links.grant(self.caches.left_behind(self.dispatcher.open_targets, now))
         self._show_caught_up()
         if change is not None:
             self._show_generation()
@@ -236,6 +241,14 @@ class Agent:
         if not self.catching_up.behind:
             return None
         return "; ".join(self.catching_up.waits_for) or "a moment"
+
+    def _why_cache_may_not_serve(self, name: str) -> str | None:
+        """What is shown of one cache. Raises: KeyError, if there is none of that name."""
+        state, why = {lanes.name: state_of(lanes) for lanes in self.caches.in_use}[name]
+        if state is not CacheState.UP:
+            return f"{state.value}: {why}"
+        behind = self._why_not_caught_up()
+        return None if behind is None else f"behind: {behind}"
 
     def _show_caught_up(self) -> None:
         self._marker.show(self.config.caught_up_file, self._why_not_caught_up() is None)

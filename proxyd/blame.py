@@ -30,6 +30,10 @@ class Death(enum.Enum):
     GARBAGE = "what the cache answered is not HTTP"
     OVERSIZE = "the cache's answer is too large"
     SILENT = "the cache gave no answer in time"
+    SLOW = "the cache's answer took too long as a whole"
+
+
+_OF_ALL = (Death.SILENT, Death.SLOW)
 
 
 def share_blame(
@@ -40,7 +44,7 @@ def share_blame(
     again: list[Exchange] = []
     spared: list[Exchange] = []
     for number, exchange in enumerate(in_flight):
-        if number and death is not Death.SILENT:
+        if number and death not in _OF_ALL:
             spared.append(exchange)
             continue
         exchange.tries += 1

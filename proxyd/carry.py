@@ -34,6 +34,7 @@ class CarriedLink(msgspec.Struct, frozen=True):
 
     fd: int
     session: FrozenSession
+    granted: int = 0
 
 
 class CarriedSettings(msgspec.Struct, frozen=True):

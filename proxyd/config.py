@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from proxyd.addresses import parse_address
+from proxyd.breaker import BreakerSettings
 from proxyd.caches import KINDS, Request, Requests, http, kind_of
 from proxyd.caches.ats_rules import AtsRules
 from proxyd.caches.nginx_files import NginxFiles
@@ -24,6 +25,7 @@ from proxyd.errors import ConfigError
 from proxyd.settings import (
     LIST_MAX,
     LIST_SECTIONS,
+    MOVED,
     REQUEST_TABLE,
     REQUIRED,
     SECTIONS,
@@ -51,6 +53,13 @@ class CacheConfig(msgspec.Struct, frozen=True):
     soft: bool = False
     rules: AtsRules | None = None
     """Where a Traffic Server takes rules, if it does."""
+    group: str = ""
+    probe: str = ""
+
+    @property
+    def identity(self) -> CacheConfig:
+        """It without what may change while it stays the same cache."""
+        return msgspec.structs.replace(self, group="", probe="")
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
@@ -60,8 +69,8 @@ class LaneConfig(msgspec.Struct, frozen=True):
     connect_timeout_s: float
     answer_timeout_s: float
     whole_timeout_s: float
-    patience_s: float
     depth: int = 1
+    bans_max: int = 0
 
 
 class LookConfig(msgspec.Struct, frozen=True):
@@ -89,9 +98,11 @@ class AgentConfig(msgspec.Struct, frozen=True):
     health_listen: str
     caught_up_wait_s: float
     drop_after_s: int
+    verify: bool
     log_level: str
     fast: LaneConfig
     slow: LaneConfig
+    breaker: BreakerSettings
     look: LookConfig
     caches: list[CacheConfig]
 
@@ -158,10 +169,12 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         health_listen=agent["health_listen"],
         caught_up_wait_s=agent["caught_up_wait_s"],
         drop_after_s=agent["drop_after_s"],
+        verify=agent["verify"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
         slow=LaneConfig(**values["slow"]),
         look=LookConfig(**values["look"]),
+        breaker=BreakerSettings(**values["breaker"]),
         caches=[
             CacheConfig(
                 name=row["name"],
@@ -172,6 +185,8 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
                 purge=row["purge"],
                 soft=row["soft"],
                 rules=_rules(row),
+                group=row["group"],
+                probe=row["probe"],
             )
             for row in caches
         ],
@@ -263,7 +278,9 @@ class _Reader:
         shown = f"[[{section}]]" if section in LIST_SECTIONS else f"[{section}]"
         for key in table:
             if key not in rows and key not in more:
-                text = f"unknown key {key!r} in {shown}{_nearest(key, [*rows, *more])}"
+                moved = MOVED.get((section, key))
+                hint = f"; it is {moved} now" if moved else _nearest(key, [*rows, *more])
+                text = f"unknown key {key!r} in {shown}{hint}"
                 self.blame(text, section, number, key)
         values: dict[str, Any] = {}
         for key, setting in rows.items():

@@ -145,7 +145,9 @@ class Course:
     def _purge(self, delay_s: float = 0.0) -> Step:
         deed = _needed(self._plan.purge)
         self.stage = Stage.PURGE
-        lane = Lane.QUICK if self._plan.look is None else Lane.LOOK
+        # A ban is merged with others there; a canary needs no clock.
+        by_the_way = self._plan.look is None or self._plan.plant is not None
+        lane = Lane.QUICK if by_the_way else Lane.LOOK
         return Step(lane, deed, deed.render(self._host, self._path), delay_s)
 
     def _look(self, stage: Stage) -> Step:

@@ -9,6 +9,15 @@ overshoot it, by the targets of 1 MiB. An open target costs 0.3 to 0.6 KB here.
 With the defaults (credit 16,384, two workers): at most 65,536 targets, 40 MB; 85 while the agent is
 behind, where what waits can be merged (`merging.py`).
 
+With several caches, what one of them does not do stays open though all others have done it, and would use up
+the credit that they live of. So where a cache does not keep up (its breaker is not closed, or it has not
+answered for 0.5 s; see `Caches.left_behind`), the agent grants the engines more, in steps, as many targets as
+wait for such caches only: at most `[breaker] queue_max` E in all, E / L on each link (`Links.grant`). Credit
+cannot be taken back, so it counts until the link greets anew; then the bound is 2 × credit × L + E. With the
+defaults, and E = 100,000: at most 165,536 targets, 100 MB, and that only while a cache is down. Beyond E the
+credit holds the engines again; what is put into the queue of a cache whose breaker is not closed beyond E
+fails there at once.
+
 A task is known by the scope of the engine that pushed it, and its id:
 
     push ──not known──────────────────────────────► begun
@@ -23,6 +32,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+
+from msgspec import structs
 
 from proxyd.caches import Deed
 from proxyd.course import Course, End, Lane, Plan, Step
@@ -59,6 +70,9 @@ class Dispatcher:
         self._routes: dict[str, Route] = {}
         self._forced_routes: dict[str, Route] = {}
         self._clock = clock
+        self._provable: dict[tuple[str, bool], bool] = {}
+        self.verify_all = False
+        """Whether what can be verified is, though the task does not ask for it."""
         self._tasks: dict[bytes, Task] = {}
         # Those with more than one target: the only ones whose progress is worth telling.
         self._long: dict[bytes, Task] = {}
@@ -79,15 +93,20 @@ class Dispatcher:
     def use_caches(self, caches: Iterable[Lanes]) -> None:
         """Says what the caches are; what is in hand goes on at those that it began with."""
         before, self._caches = self._caches, tuple(caches)
-        self._routes, self._forced_routes = {}, {}
+        self._forget_routes()
+        for cache in self._caches:
+            cache.replay.changed = self._forget_routes
         if self._caches != before:
             self.forget_done()
         self.replay(self._replaying)
 
+    def _forget_routes(self) -> None:
+        """What was planned does not hold any more: other caches, or another order at one of them."""
+        self._routes, self._forced_routes = {}, {}
+        self._provable = {}
+
     def replay(self, on: bool) -> None:
         """Begins or ends the order that holds while the agent catches up, at each cache."""
-        if on != self._replaying:
-            self._routes, self._forced_routes = {}, {}
         self._replaying = on
         for cache in self._caches:
             if on:
@@ -105,9 +124,9 @@ class Dispatcher:
         self.era = era
         self.done.resume(done, now)
 
-    def limit(self, credit: int, links: int) -> None:
-        """Sets how much is held, see above."""
-        self._open_max = OVERCOMMIT * credit * max(1, links)
+    def limit(self, credit: int, links: int, extra: int = 0) -> None:
+        """Sets how much is held, see above. `extra` is granted besides, for caches that do not keep up."""
+        self._open_max = OVERCOMMIT * credit * max(1, links) + extra
 
     @property
     def tasks(self) -> int:
@@ -116,6 +135,8 @@ class Dispatcher:
 
     def push(self, home: Outbox, task_id: bytes, head: PushHead, targets: list[bytes], now: float) -> None:
         """Begins a task, or sees that it is in hand or was done, see above; `home` is told of its end."""
+        if self.verify_all and not head.verify and self._is_provable(head):
+            head = structs.replace(head, verify=True)
         key = home.scope.mark + task_id
         content = content_of(targets)
         proves = is_evidence_wanted(head)
@@ -146,6 +167,16 @@ class Dispatcher:
         elif home.trusted:
             task.era = self.era
         self._start(task, targets)
+
+    def _is_provable(self, head: PushHead) -> bool:
+        """Whether a task like this can be verified at each cache."""
+        key = (head.type, head.force)
+        found = self._provable.get(key)
+        if found is None:
+            asked = structs.replace(head, verify=True)
+            plans = [plan_proof(cache, asked) for cache in self._caches]
+            found = self._provable[key] = not any(isinstance(plan, str) for plan in plans)
+        return found
 
     def drop(self, home: Outbox, task_id: bytes, now: float) -> None:
         """Begins to drop all that the caches hold; `home` is told of the end.
@@ -212,9 +243,7 @@ class Dispatcher:
         routes = self._forced_routes if head.force else self._routes
         route = routes.get(head.type)
         if route is None:
-            route = routes[head.type] = plan_route(
-                head.type, self._caches, force=head.force, replaying=self._replaying
-            )
+            route = routes[head.type] = plan_route(head.type, self._caches, force=head.force)
         self._tasks[task.key] = task
         self.open_targets += task.open
         if task.total > 1:
@@ -342,7 +371,7 @@ class Dispatcher:
     def _begin_course(self, exchange: Exchange, cache: Lanes, plan: Plan, host: bytes, path: bytes) -> None:
         evidence = exchange.evidence = Evidence(cache.name, exchange.target.decode("utf-8", "replace"))
         course = exchange.course = make_course(cache, plan, host, path, evidence)
-        if self._replaying and plan.purge is not None:
+        if cache.replay.on and plan.purge is not None:
             cache.replay.count(exchange)
         try:
             step = course.begin()
@@ -361,7 +390,7 @@ class Dispatcher:
             cache.fast.put(exchange, priority)
         else:
             # What warms by itself waits for the refreshes before it; what follows a refresh is part of it.
-            door = cache.replay.prefetches if first and self._replaying else cache.slow
+            door = cache.replay.prefetches if first and cache.replay.on else cache.slow
             door.put(exchange, priority)
 
     def _go_on(self, exchange: Exchange, course: Course) -> str | Step | None:
@@ -383,6 +412,11 @@ class Dispatcher:
 
     def ended(self, exchange: Exchange, error: str | None) -> None:
         """A client has ended an exchange: `error` is None if the cache has done it."""
+        if exchange.followers is not None:
+            # What it satisfied ends with it.
+            for follower in exchange.part():
+                self.merged += 1
+                self.ended(follower, error)
         task = exchange.task
         if exchange.course is not None and error is None and task.expires_at:
             outcome = self._go_on(exchange, exchange.course)
@@ -395,16 +429,10 @@ class Dispatcher:
             self._release(1)
             if ended:
                 self._end_task(task)
-        if exchange.segment is not None:
-            self._end_in_order(exchange, error)
-
-    def _end_in_order(self, exchange: Exchange, error: str | None) -> None:
-        """What an exchange satisfied ends with it; then what waited for all of them may begin."""
-        segment, exchange.segment = exchange.segment, None
-        for follower in exchange.part():
-            self.merged += 1
-            self.ended(follower, error)
+        segment = exchange.segment
         if segment is not None:
+            # What waited for all of them may begin.
+            exchange.segment = None
             segment.end_one()
 
     def _end_task(self, task: Task) -> None:

@@ -1,6 +1,7 @@
 """What a balancer's health check is answered over HTTP: whether the caches here may serve.
 
     GET /caught-up   200 "caught up", or 503 "behind: " and what is waited for
+    GET /caches/NAME the same of one cache: 503, too, while it is down, and until what waited for it is done
     GET /healthz     200 as long as the agent runs
 
 One request a connection, which is closed then: a check asks once every second or so. Nobody else is to reach
@@ -36,13 +37,16 @@ AGAIN_S = 1.0
 
 Status = Callable[[], str | None]
 """None if the caches may serve, else what is waited for."""
+CacheStatus = Callable[[str], str | None]
+"""The same of one cache. Raises: KeyError, if there is none of that name."""
 
 
 class Health:
     """Listens where the configuration says. What cannot be bound is logged, and tried again."""
 
-    def __init__(self, status: Status, log: Log) -> None:
+    def __init__(self, status: Status, log: Log, cache_status: CacheStatus) -> None:
         self.status = status
+        self.cache_status = cache_status
         self._log = log
         self._listen = ""
         self._servers: list[asyncio.Server] = []
@@ -170,15 +174,26 @@ class Check(asyncio.Protocol):
         """httptools: all is said that is looked at."""
         method = self._parser.get_method()
         path = self._url.partition(b"?")[0]
-        if path not in (b"/caught-up", b"/healthz"):
-            self._answer(404, "there is /caught-up and /healthz")
+        about_cache = path.startswith(_OF_A_CACHE)
+        if path not in (b"/caught-up", b"/healthz") and not about_cache:
+            self._answer(404, "there is /caught-up, /caches/NAME and /healthz")
         elif method not in (b"GET", b"HEAD"):
             self._answer(405, "ask with GET")
         elif path == b"/healthz":
             self._answer(200, "ok")
+        elif about_cache:
+            self._answer_of_cache(path.removeprefix(_OF_A_CACHE).decode(errors="replace"))
         else:
             waits = self._health.status()
             self._answer(*((200, "caught up") if waits is None else (503, f"behind: {waits}")))
+
+    def _answer_of_cache(self, name: str) -> None:
+        try:
+            why = self._health.cache_status(name)
+        except KeyError:
+            self._answer(404, "there is no cache of that name here")
+            return
+        self._answer(*((200, "up") if why is None else (503, why)))
 
     def _answer(self, status: int, text: str) -> None:
         transport = self._transport
@@ -207,6 +222,7 @@ class Check(asyncio.Protocol):
             self._timer.cancel()
 
 
+_OF_A_CACHE = b"/caches/"
 _REASONS = {
     200: b"OK",
     400: b"Bad Request",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+from proxyd.breaker import Breaker
 from proxyd.connection import Limits
 from proxyd.queues import Queue
 from proxyd.tasks import Exchange
@@ -15,6 +16,7 @@ class LaneClient(Protocol):
 
     queue: Queue[Exchange]
     limits: Limits
+    breaker: Breaker
 
     @property
     def waiting(self) -> int:
@@ -23,6 +25,9 @@ class LaneClient(Protocol):
     @property
     def in_flight(self) -> int:
         """Exchanges that are begun and have not ended."""
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether what it has in hand does not go on: its breaker is not closed, or nothing was heard."""
 
     def put(self, exchange: Exchange, priority: int) -> None:
         """Takes an exchange."""

@@ -9,10 +9,13 @@ is another cache, whatever its name.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from proxyd.bans import Bans
+from proxyd.breaker import Breaker, BreakerSettings, State
 from proxyd.caches import KINDS, CacheKind, kind_of
 from proxyd.caches.ats_rules import RuleFile
 from proxyd.caches.nginx_files import NginxFolder
@@ -20,8 +23,10 @@ from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
 from proxyd.lane_client import LaneClient
 from proxyd.local import LocalClient
+from proxyd.logs import Log
 from proxyd.looking import LookClient
 from proxyd.pipeline import CacheClient, Ended
+from proxyd.probes import Prober
 from proxyd.replay import Replay
 from proxyd.route import Lanes
 from proxyd.split import SplitClient
@@ -35,11 +40,16 @@ LEAVE_S = 30.0
 class Caches:
     """All lanes. `in_use` is what new tasks are done at."""
 
-    def __init__(self, ended: Ended, *, leave_s: float = LEAVE_S) -> None:
+    def __init__(self, ended: Ended, log: Log | None = None, *, leave_s: float = LEAVE_S) -> None:
         self._ended = ended
+        self._log = Log("error") if log is None else log
         self._leave_s = leave_s
         self._in_use: dict[CacheConfig, Lanes] = {}
         self._leaving: dict[asyncio.Task[None], Lanes] = {}
+        self._probers: dict[CacheConfig, Prober] = {}
+        self._breaker = BreakerSettings()
+        self._down: set[Breaker] = set()
+        """Those that have not been closed since they opened."""
 
     @property
     def in_use(self) -> tuple[Lanes, ...]:
@@ -53,22 +63,43 @@ class Caches:
 
     def apply(self, config: AgentConfig) -> None:
         """Makes, keeps and lets go of lanes; those that are kept get the limits that hold now."""
-        slow = _limits(config.slow, streaming=True)
+        self._breaker = config.breaker
+        slow = _limits(config.slow, config.breaker, streaming=True)
         before, self._in_use = self._in_use, {}
         for cache in config.caches:
-            lanes = before.pop(cache, None)
+            lanes = before.pop(cache.identity, None)
             if lanes is None:
                 lanes = self._make(cache, config, slow)
             else:
-                lanes.fast.set_limits(_fast_limits(config.fast, lanes.kind))
+                lanes.fast.set_limits(_fast_limits(config.fast, config.breaker, lanes.kind))
                 lanes.slow.set_limits(slow)
+                for client in lanes.clients:
+                    client.breaker.settings = config.breaker
                 if lanes.look is not None:
                     lanes.look.set_limits(_look_limits(config))
-            self._in_use[cache] = lanes
+            if lanes.group != cache.group:
+                lanes = msgspec.structs.replace(lanes, group=cache.group)
+            self._in_use[cache.identity] = lanes
+            self._probe(lanes, cache)
+        for identity in before:
+            self._probers.pop(identity).close()
         for lanes in before.values():
             task = asyncio.get_running_loop().create_task(self._let_go(lanes))
             self._leaving[task] = lanes
             task.add_done_callback(self._leaving.pop)
+
+    def _probe(self, lanes: Lanes, cache: CacheConfig) -> None:
+        prober = self._probers.get(cache.identity)
+        if prober is None:
+            self._probers[cache.identity] = Prober(lanes, cache.probe)
+        else:
+            prober.path = cache.probe
+
+    def probe(self) -> None:
+        """Asks caches whether they are there, where it is time; to be called a few times a second."""
+        now = asyncio.get_running_loop().time()
+        for prober in self._probers.values():
+            prober.look(now)
 
     def _make(self, cache: CacheConfig, config: AgentConfig, slow: Limits) -> Lanes:
         files = cache.files
@@ -76,19 +107,48 @@ class Caches:
         rules = cache.rules is not None
         kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge, rules=rules)
         kind = kind or KINDS[cache.kind]
-        fast = _fast_limits(config.fast, kind)
+        fast = _fast_limits(config.fast, config.breaker, kind)
         quick: LaneClient
+        breaker = Breaker(self._breaker)
+        # (Files say nothing of who serves them.)
+        above = None if files is not None else breaker
         if files is not None:
-            quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended)
+            quick = LocalClient(cache.name, NginxFolder(files), fast, self._ended, breaker)
         else:
-            quick = CacheClient(cache.name, *cache.address, fast, self._ended)
+            bans = _bans_of(cache.name, kind, config.fast)
+            quick = CacheClient(cache.name, *cache.address, fast, self._ended, breaker, bans)
         if cache.rules is not None:
-            quick = SplitClient(quick, LocalClient(cache.name, RuleFile(cache.rules), fast, self._ended))
-        long = CacheClient(cache.name, *cache.address, slow, self._ended)
+            by_hand = LocalClient(cache.name, RuleFile(cache.rules), fast, self._ended)
+            quick = SplitClient(quick, by_hand)
+        long = CacheClient(cache.name, *cache.address, slow, self._ended, self._breaker_below(above))
         look = None
         if kind.look is not None:
-            look = LookClient(cache.name, *cache.address, _look_limits(config), self._ended)
-        return Lanes(cache.name, kind, quick, long, Replay(quick, long, look), look, cache.soft)
+            limits = _look_limits(config)
+            look = LookClient(cache.name, *cache.address, limits, self._ended, self._breaker_below(above))
+        replay = Replay(quick, long, look)
+        lanes = Lanes(cache.name, kind, quick, long, replay, look, cache.soft, cache.address, cache.group)
+        for client in lanes.clients:
+            client.breaker.changed = functools.partial(self._note_change, lanes, client)
+        return lanes
+
+    def _breaker_below(self, above: Breaker | None) -> Breaker:
+        return Breaker(self._breaker, above)
+
+    def _note_change(self, lanes: Lanes, client: LaneClient) -> None:
+        """A breaker has another state."""
+        if lanes.fast.breaker.closed:
+            lanes.replay.release_order()
+        else:
+            lanes.replay.hold_order()
+        breaker, lane = client.breaker, lanes.lane_name(client)
+        if breaker.state is State.OPEN and breaker not in self._down:
+            self._down.add(breaker)
+            self._log.sampled(
+                f"cache {lanes.name} {lane}", "cache down", cache=lanes.name, lane=lane, why=breaker.why
+            )
+        elif breaker.state is State.CLOSED:
+            self._down.discard(breaker)
+            self._log.info("cache up", cache=lanes.name, lane=lane, was=breaker.why)
 
     async def _let_go(self, lanes: Lanes) -> None:
         await wait_until(lambda: is_idle([lanes]), self._leave_s)
@@ -106,6 +166,21 @@ class Caches:
             if lanes.look is not None:
                 yield from lanes.look.unended()
 
+    def left_behind(self, open_targets: int, now: float) -> int:
+        """How many of the open targets wait only for caches that do not keep up; 0 if all caches do, or none.
+
+        What the others have in hand is counted at the busiest: each is sent every target, so that
+        one has about all that any of them has.
+        """
+        up = [
+            lanes
+            for lanes in self._in_use.values()
+            if lanes.slow.breaker.closed and not lanes.fast.is_stalled(now)
+        ]
+        if not up or len(up) == len(self._in_use):
+            return 0
+        return max(0, open_targets - max(in_hand(lanes) for lanes in up))
+
     @property
     def quick_is_idle(self) -> bool:
         """Whether no purge and no ban is in hand."""
@@ -113,11 +188,19 @@ class Caches:
 
     def close(self) -> None:
         """Drops everything at once."""
+        for prober in self._probers.values():
+            prober.close()
         for task in self._leaving:
             task.cancel()
         for lanes in (*self.in_use, *self.leaving):
             for client in (*lanes.quick_clients, lanes.slow):
                 client.close()
+
+
+def in_hand(lanes: Lanes) -> int:
+    """Targets that a cache has not done yet."""
+    waiting = sum(client.waiting + client.in_flight for client in lanes.clients)
+    return waiting + lanes.replay.waiting + (0 if lanes.look is None else lanes.look.delayed)
 
 
 def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
@@ -129,16 +212,22 @@ def is_idle(all_lanes: Iterable[Lanes], *, quick_only: bool = False) -> bool:
     return True
 
 
-def _fast_limits(lane: LaneConfig, kind: CacheKind) -> Limits:
-    limits = _limits(lane, streaming=kind.streams)
+def _fast_limits(lane: LaneConfig, breaker: BreakerSettings, kind: CacheKind) -> Limits:
+    limits = _limits(lane, breaker, streaming=kind.streams)
     if not kind.streams:
         return limits
     # Behind a large object the next one would wait, and be blamed for it.
     return msgspec.structs.replace(limits, depth=1, until_closed=True)
 
 
+def _bans_of(name: str, kind: CacheKind, lane: LaneConfig) -> Bans | None:
+    if not any(deed.bans for deed in kind.deeds.values()):
+        return None
+    return Bans(name, kind.deeds.get("regex"), bans_max=lane.bans_max)
+
+
 def _look_limits(config: AgentConfig) -> Limits:
-    limits = _limits(config.fast)
+    limits = _limits(config.fast, config.breaker)
     timeout_s = config.look.answer_timeout_s
     return msgspec.structs.replace(
         limits,
@@ -148,14 +237,14 @@ def _look_limits(config: AgentConfig) -> Limits:
     )
 
 
-def _limits(lane: LaneConfig, *, streaming: bool = False) -> Limits:
+def _limits(lane: LaneConfig, breaker: BreakerSettings, *, streaming: bool = False) -> Limits:
     limits = Limits(
         connections=lane.connections,
         depth=lane.depth,
         connect_timeout_s=lane.connect_timeout_s,
         answer_timeout_s=lane.answer_timeout_s,
         whole_timeout_s=lane.whole_timeout_s,
-        patience_s=lane.patience_s,
+        patience_s=breaker.wait_s,
     )
     if streaming:
         return msgspec.structs.replace(limits, answer_max_bytes=None, streaming=True)

@@ -47,6 +47,7 @@ class Links:
         self.stopping = False
         self._configured = dict.fromkeys(config.engines)
         self._roster = Roster()
+        self._extra_max = config.breaker.queue_max
         self._held = False
         self._still = False
         self._resumed: list[Slot] = []
@@ -93,6 +94,7 @@ class Links:
         self._greet_with(_settings(config))
         self.silence_s = config.silence_s
         self.leave_s = config.stop_timeout_s
+        self._extra_max = config.breaker.queue_max
         self._configured = dict.fromkeys(config.engines)
         self.learning = config.learn_engines
         if self.learning:
@@ -296,7 +298,19 @@ class Links:
 
     def count_slots(self) -> None:
         """Tells the dispatcher how much may be pushed."""
-        self.dispatcher.limit(self.settings.credit, len(self._slots()))
+        slots = self._slots()
+        self.dispatcher.limit(self.settings.credit, len(slots), sum(slot.granted for slot in slots))
+
+    def grant(self, left_behind: int) -> None:
+        """Lets the engines push as many more as wait for caches that do not keep up, see `dispatch.py`.
+
+        They may all have come on one link: each gets that much, up to its part of what is granted at most.
+        """
+        slots = self._slots()
+        most = min(left_behind, self._extra_max // max(1, len(slots)))
+        granted = [slot.grant(most) for slot in slots]
+        if any(granted):
+            self.count_slots()
 
 
 def _now() -> float:

@@ -14,7 +14,7 @@ What is bounded: two threads a cache, whatever waits; what waits, by who fills t
 thread cannot be ended from outside. One that shows no progress for `answer_timeout_s`, or is not through
 after `whole_timeout_s` (a sweep: `SWEEP_MAX_S`), is told to stop and given up: what it had in hand has
 failed. Until it comes back no other is begun in its place, and what has waited for `patience_s` then fails,
-too.
+too. That is its breaker: this lane has another only to be counted by, which stops nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from proxyd.breaker import Breaker, Outcome
 from proxyd.caches.base import LocalDeed
 from proxyd.connection import Limits
 from proxyd.hands import TAKE_ALONG, Hands, Pulse, TakeAlong, Work
@@ -54,8 +55,11 @@ class _Batch:
 class LocalClient:
     """Has `hands` do exchanges and tells `ended(exchange, error)` for each, once, as `CacheClient` does."""
 
-    def __init__(self, name: str, hands: Hands, limits: Limits, ended: Ended) -> None:
+    def __init__(
+        self, name: str, hands: Hands, limits: Limits, ended: Ended, breaker: Breaker | None = None
+    ) -> None:
         self.name = name
+        self.breaker = Breaker() if breaker is None else breaker
         self.limits = limits
         self.queue: Queue[Exchange] = PriorityQueue()
         self._hands = hands
@@ -81,6 +85,10 @@ class LocalClient:
     @property
     def _batches(self) -> list[_Batch]:
         return [batch for batch in (self._quick, self._sweep) if batch is not None]
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether a thread that was given up has not come back."""
+        return any(batch.pulse.stop.is_set() for batch in self._batches)
 
     def put(self, exchange: Exchange, priority: int) -> None:
         """Takes an exchange; it is begun at the end of this turn of the loop or when there is room."""
@@ -184,6 +192,11 @@ class LocalClient:
             self._sweep = None
         # (Empty if it was given up.)
         exchanges, batch.exchanges = batch.exchanges, []
+        failed = sum(isinstance(result, str) for result in results[: len(exchanges)])
+        now = self._loop.time()
+        for outcome, count in ((Outcome.FAILED, failed), (Outcome.OK, len(exchanges) - failed)):
+            if count:
+                self.breaker.note(outcome, now, count, blame=False)
         for exchange, result in zip(exchanges, results, strict=False):
             if result is TAKE_ALONG:
                 self._for_sweep.append(exchange)
@@ -215,6 +228,7 @@ class LocalClient:
             return
         batch.pulse.stop.set()
         exchanges, batch.exchanges = batch.exchanges, []
+        self.breaker.note(Outcome.TIMEOUT, now, len(exchanges), why=error, blame=False)
         if not exchanges and stalled_s > self.limits.answer_timeout_s + self.limits.patience_s:
             # It was given up a while ago, and has not come back.
             if batch is self._sweep:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import httptools
 import msgspec
 
+from proxyd.breaker import Breaker
 from proxyd.connection import Connection, Limits
 from proxyd.pipeline import CacheClient, Ended
 from proxyd.sight import Answer
@@ -78,8 +79,10 @@ class LookConnection(Connection):
 class LookClient(CacheClient):
     """As `CacheClient`; the answer to an exchange is in its course when that ends."""
 
-    def __init__(self, name: str, host: str, port: int, limits: Limits, ended: Ended) -> None:
-        super().__init__(name, host, port, one_at_a_time(limits), ended)
+    def __init__(
+        self, name: str, host: str, port: int, limits: Limits, ended: Ended, breaker: Breaker | None = None
+    ) -> None:
+        super().__init__(name, host, port, one_at_a_time(limits), ended, breaker)
         self._later: list[tuple[float, Exchange, int]] = []
         self._later_timer: asyncio.TimerHandle | None = None
 

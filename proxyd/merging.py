@@ -5,7 +5,8 @@
 The rule: **what is sent to the cache satisfies everything that is queued for that cache at that moment and
 asks for no more.** A refresh of a URL asks for no more than one of the same URL, of a directory that it
 lies under, or a drop of the whole cache; one of a directory for no more than one of the same, or of a
-directory above it. `force` must be the same. What is merged ends as that does which it was merged into.
+directory above it; one by pattern or tag for no more than the same. `force` must be the same. What is merged
+ends as that does which it was merged into.
 
 Why it is sound. A refresh that was queued at t promises: once it is reported done, nothing is served from
 this cache that was fetched before t. What is sent at s ≥ t throws out all that was fetched before s, of all
@@ -32,7 +33,7 @@ exchange is looked at a few times at most, however many there are: 7 to 10 µs i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from proxyd.errors import BadTarget
 from proxyd.queues import PriorityQueue
@@ -46,10 +47,14 @@ DROP = "drop"
 VACANT_MIN = 1024
 
 
+Key = tuple[str, bool, bytes]
+"""(type, force, target)"""
+
+
 class Entry:
     """A place in the queue: an exchange that is to be sent, and those that it satisfies."""
 
-    __slots__ = ("exchange", "followers", "number", "path", "priority", "tree", "vacant")
+    __slots__ = ("exchange", "followers", "key", "number", "path", "priority", "tree", "vacant")
 
     def __init__(self, exchange: Exchange, priority: int, number: int) -> None:
         self.exchange = exchange
@@ -61,6 +66,8 @@ class Entry:
         self.tree: Node | None = None
         """The tree that it stands in, at `path`; None where it stands in none."""
         self.path: list[bytes] = []
+        self.key: Key | None = None
+        """What it is known by where it stands in no tree."""
 
 
 class Node:
@@ -83,6 +90,8 @@ class MergingQueue:
     def __init__(self) -> None:
         self._queue: PriorityQueue[Entry] = PriorityQueue()
         self._trees = {False: Node(), True: Node()}
+        self._others: dict[Key, Entry] = {}
+        """What stands in no tree."""
         self._drop: Entry | None = None
         self._number = 0
         self._size = 0
@@ -103,7 +112,7 @@ class MergingQueue:
             return
         path = _path_of(exchange)
         if path is None:
-            self._enter(exchange, priority)
+            self._put_same(exchange, priority)
             return
         tree = self._trees[head.force]
         entry = _find(tree, path, head.type == "dir")
@@ -114,12 +123,24 @@ class MergingQueue:
         entry.path = path
         self._place(entry, tree, head.type == "dir")
 
+    def _put_same(self, exchange: Exchange, priority: int) -> None:
+        """A pattern or a tag: nothing but the same again is known to be satisfied by it."""
+        head = exchange.task.head
+        key = (head.type, head.force, exchange.target)
+        entry = self._others.get(key)
+        if entry is not None:
+            self._join(entry, [exchange], priority)
+            return
+        entry = self._others[key] = self._enter(exchange, priority)
+        entry.key = key
+
     def _put_drop(self, exchange: Exchange, priority: int) -> None:
         if self._drop is not None:
             self._join(self._drop, [exchange], priority)
             return
         before = list(self._live())
         self._trees = {False: Node(), True: Node()}
+        self._others = {}
         self._drop = self._enter(exchange, priority)
         # All that waits, whatever it is: nothing is left of the cache.
         self._take_in(self._drop, before)
@@ -149,7 +170,9 @@ class MergingQueue:
         if self._drop is entry:
             self._drop, other.tree = other, None
             return
-        other.tree, other.path = entry.tree, entry.path
+        other.tree, other.path, other.key = entry.tree, entry.path, entry.key
+        if entry.key is not None:
+            self._others[entry.key] = other
         if entry.tree is not None:
             node = _node_at(entry.tree, entry.path)
             if node.url is entry:
@@ -213,6 +236,33 @@ class MergingQueue:
                     self._leave(entry)
         return taken
 
+    def remove(self, fits: Callable[[Exchange], bool]) -> list[Exchange]:
+        """Removes and returns all that fits; what was merged into that stands for itself again."""
+        removed: list[Exchange] = []
+        stay: list[Exchange] = []
+        for entry in list(self._live()):
+            out = [exchange for exchange in (entry.exchange, *entry.followers) if fits(exchange)]
+            if not out:
+                continue
+            removed += out
+            left = [exchange for exchange in entry.followers if not fits(exchange)]
+            if out[0] is not entry.exchange:
+                self._size -= len(out)
+                entry.followers = left
+                continue
+            self._size -= 1 + len(entry.followers)
+            stay += left
+            if self._drop is entry:
+                self._drop = None
+            elif entry.key is not None:
+                del self._others[entry.key]
+            elif entry.tree is not None:
+                _remove(entry.tree, entry)
+            self._vacate(entry)
+        for exchange in stay:
+            self.put(exchange, exchange.task.head.priority)
+        return removed
+
     def _leave(self, entry: Entry) -> None:
         self._entries -= 1
         self._size -= 1 + len(entry.followers)
@@ -220,6 +270,8 @@ class MergingQueue:
             entry.exchange.followers = entry.followers
         if self._drop is entry:
             self._drop = None
+        elif entry.key is not None:
+            del self._others[entry.key]
         elif entry.tree is not None:
             _remove(entry.tree, entry)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from proxyd.caches import CacheKind, Deed
 from proxyd.course import Course, Plan
 from proxyd.evidence import Evidence
+from wire.fields import TASK_TYPES
 from wire.tasks import PushHead
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ def plan_proof(cache: Lanes, head: PushHead) -> Plan | str:
     plan = _plan(cache.kind, head, deed, soft=deed in cache.kind.soft.values())
     asked = "verify=1" if head.verify else f"then={head.then}"
     return f"{asked} refused: {plan}" if isinstance(plan, str) else plan
+
+
+def provable_types(kind: CacheKind) -> list[str]:
+    """The task types that can be verified at a kind of cache."""
+    heads = [PushHead(task_type, verify=True) for task_type in TASK_TYPES]
+    able: list[str] = []
+    for head in heads:
+        deed = kind.deeds.get(head.type)
+        if deed is not None and not isinstance(_plan(kind, head, deed, soft=False), str):
+            able.append(head.type)
+    return able
 
 
 def _plan(kind: CacheKind, head: PushHead, deed: Deed, *, soft: bool) -> Plan | str:

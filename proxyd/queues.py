@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -23,6 +23,9 @@ class Queue(Protocol[Item]):
 
     def take(self, count: int) -> list[Item]:
         """Removes and returns the first items, at most `count`."""
+
+    def remove(self, fits: Callable[[Item], bool]) -> list[Item]:
+        """Removes and returns all that fits."""
 
     def __iter__(self) -> Iterator[Item]:
         """All that waits, first what goes first."""
@@ -63,6 +66,19 @@ class PriorityQueue(Generic[Item]):
             count -= here
             self._size -= here
         return taken
+
+    def remove(self, fits: Callable[[Item], bool]) -> list[Item]:
+        """Removes and returns all that fits, first what goes first."""
+        removed: list[Item] = []
+        for level in reversed(self._levels):
+            out = [item for item in level if fits(item)]
+            if out:
+                left = [item for item in level if not fits(item)]
+                level.clear()
+                level += left
+                removed += out
+        self._size -= len(removed)
+        return removed
 
     def __iter__(self) -> Iterator[Item]:
         """All that waits, first what goes first."""

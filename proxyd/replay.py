@@ -8,6 +8,11 @@ is through before a prefetch is begun.)
     refresh refresh prefetch prefetch | refresh prefetch | refresh
     └────────── a segment ──────────┘   └── a segment ─┘   └─ a segment
 
+It holds while the agent is behind (`begin`, `end`), when refreshes are merged, too; and while a cache is down
+and until what waited for it meanwhile has ended (`hold_order`, `release_order`), at that cache only. Then
+nothing is merged: that costs the agent 10 us a refresh, which those for the other caches would wait for, and
+saves this one, once it is back, a purge of 12 us.
+
 Refreshes of a segment are counted down; when those of the first are none, its prefetches are passed on, and
 the next segment is the first. Which URLs they are of is not looked at: a purge takes microseconds, a
 prefetch can wait for others' too. Refreshes wait for nothing: they may pass a prefetch, see `merging.py`.
@@ -16,7 +21,7 @@ prefetch can wait for others' too. Refreshes wait for nothing: they may pass a p
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from proxyd.merging import MergingQueue
@@ -43,11 +48,13 @@ class Lane(Door, Protocol):
 class Segment:
     """Refreshes that have not ended, and the prefetches that came behind them."""
 
-    __slots__ = ("left", "prefetches", "replay")
+    __slots__ = ("left", "prefetches", "replay", "sealed")
 
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
         self.left = 0
+        self.sealed = False
+        """Whether it takes no more: with its end the order does, too."""
         self.prefetches: list[tuple[Exchange, int]] = []
 
     def end_one(self) -> None:
@@ -66,19 +73,19 @@ class Replay:
         self._slow = slow
         self._segments: deque[Segment] = deque()
         self.on = False
+        """Whether the order holds: what comes is to be put in here, not into the lanes."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called when `on` has changed."""
+        self._behind = False
+        self._down = False
         self.prefetches = PrefetchDoor(self)
 
     def begin(self) -> None:
         """From now on refreshes are merged; those that are in hand count as such that came first."""
-        if self.on:
+        if self._behind:
             return
-        self.on = True
-        for exchange in self._fast.unended():
-            self.count(exchange)
-        if self._look is not None:
-            for exchange in self._look.unended():
-                if exchange.task.head.type != "prefetch":
-                    self.count(exchange)
+        self._behind = True
+        self._turn_on()
         queue = MergingQueue()
         for exchange in self._fast.queue.take(len(self._fast.queue)):
             for each in (exchange, *exchange.part()):
@@ -87,15 +94,51 @@ class Replay:
 
     def end(self) -> None:
         """The daily flow goes on. What was merged stays so; prefetches that wait are passed on in order."""
-        if not self.on:
+        if not self._behind:
             return
-        self.on = False
+        self._behind = False
+        self._turn_off()
         plain: PriorityQueue[Exchange] = PriorityQueue()
         queue = self._fast.queue
         if isinstance(queue, MergingQueue):
             for exchange, priority in queue.take_placed(len(queue)):
                 plain.put(exchange, priority)
         self._fast.queue = plain
+
+    def hold_order(self) -> None:
+        """The cache is down: prefetches wait for the refreshes that do."""
+        self._down = True
+        if self._segments:
+            # It may be down again before what waited for it the last time has ended.
+            self._segments[-1].sealed = False
+        self._turn_on()
+
+    def release_order(self) -> None:
+        """The cache is back: the order ends with what has waited."""
+        if not self._down:
+            return
+        if self._segments:
+            self._segments[-1].sealed = True
+        else:
+            self._down = False
+            self._turn_off()
+
+    def _turn_on(self) -> None:
+        if self.on:
+            return
+        self.on = True
+        self.changed()
+        for exchange in self._fast.unended():
+            self.count(exchange)
+        if self._look is not None:
+            for exchange in self._look.unended():
+                if exchange.task.head.type != "prefetch":
+                    self.count(exchange)
+
+    def _turn_off(self) -> None:
+        if self.on and not self._behind and not self._down:
+            self.on = False
+            self.changed()
 
     def put(self, exchange: Exchange, priority: int) -> None:
         """Takes a refresh."""
@@ -106,7 +149,7 @@ class Replay:
         """What is prefetched from now on waits for the end of a refresh."""
         if exchange.segment is not None:
             return
-        if not self._segments or self._segments[-1].prefetches:
+        if not self._segments or self._segments[-1].prefetches or self._segments[-1].sealed:
             self._segments.append(Segment(self))
         segment = exchange.segment = self._segments[-1]
         segment.left += 1
@@ -121,8 +164,17 @@ class Replay:
     def pass_on(self) -> None:
         """Passes on what waits for nothing any more."""
         while self._segments and not self._segments[0].left:
-            for exchange, priority in self._segments.popleft().prefetches:
+            segment = self._segments.popleft()
+            for exchange, priority in segment.prefetches:
                 self._slow.put(exchange, priority)
+            if segment.sealed:
+                self._down = False
+                self._turn_off()
+
+    @property
+    def catching_up(self) -> bool:
+        """Whether the cache was down and what waited for it has not ended."""
+        return self._down
 
     @property
     def waiting(self) -> int:

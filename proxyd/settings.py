@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from proxyd.addresses import parse_address
+from proxyd.breaker import BreakerSettings
 from proxyd.caches import KINDS, http
 from proxyd.caches.nginx_key import DEFAULT_KEY
 
@@ -93,6 +94,11 @@ def _kind_fault(value: Any) -> str | None:
     return f"{value!r} is not one of {', '.join(KINDS)}"
 
 
+def _probe_fault(value: Any) -> str | None:
+    fine = value == "" or re.fullmatch(r"/[!-~]{0,1023}", value)
+    return None if fine else f"{value!r} is not a path: / and at most 1,023 of the characters ! to ~"
+
+
 def _folder_fault(value: Any) -> str | None:
     return None if value == "" or value.startswith("/") else f"{value!r} does not begin with /"
 
@@ -133,6 +139,7 @@ def _number(
     return Setting(section, key, int, default, f"{low} to {high}", doc, _between(low, high), reload)
 
 
+_BREAKER = BreakerSettings()
 _NAME_WANTED = "1 to 64 of A-Za-z0-9._:-"
 
 TABLE: tuple[Setting, ...] = (
@@ -168,30 +175,52 @@ TABLE: tuple[Setting, ...] = (
     _number("agent", "drop_after_s", 0, 0, DROP_AFTER_MAX_S,
             "after how long an absence (s) an engine may have it drop the whole cache; 0: never",
             Reload.GREETING),
+    Setting("agent", "verify", bool, False, "true or false",
+            "whether everything that can be verified is, not only tasks with verify=1", _any),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
     _number("fast", "connections", 4, 1, 64, "connections to each cache for purges and bans"),
     _number("fast", "depth", 64, 1, 1024, "requests in flight on each of them"),
+    _number("fast", "bans_max", 1000, 1, 100_000,
+            "bans sent to each cache within 75 s; what is beyond waits and is merged"),
     _seconds("fast", "connect_timeout_s", 3.0, 0.1, 60, "longest time to connect"),
     _seconds("fast", "answer_timeout_s", 10.0, 0.1, 600, "longest time without an answer"),
     _seconds("fast", "whole_timeout_s", 30.0, 0.1, 3600, "longest time for one request"),
-    _seconds("fast", "patience_s", 5.0, 0, 3600,
-             "how long what waits may wait for a cache that is out of reach, before it fails"),
     _number("slow", "connections", 8, 1, 256, "connections to each cache for prefetches, one object each"),
     _seconds("slow", "connect_timeout_s", 3.0, 0.1, 60, "longest time to connect"),
     _seconds("slow", "answer_timeout_s", 30.0, 0.1, 600, "longest time without a byte of the object"),
     _seconds("slow", "whole_timeout_s", 300.0, 0.1, 86_400, "longest time for one object"),
-    _seconds("slow", "patience_s", 5.0, 0, 3600,
-             "how long what waits may wait for a cache that is out of reach, before it fails"),
     _number("look", "connections", 16, 1, 256,
             "connections to each cache for looks, and for purges that are looked after"),
     _seconds("look", "answer_timeout_s", 60.0, 0.1, 600,
              "longest time without an answer; Varnish answers a look when what it is fetching has come"),
+    _number("breaker", "errors", _BREAKER.errors, 1, 1000,
+            "so many errors in a row, and nothing more is sent to a cache but a try now and then"),
+    Setting("breaker", "error_rate", float, _BREAKER.error_rate, "0.05 to 1",
+            "the same for this part of what ended in the last 10 s, however it is spread",
+            _between(0.05, 1)),
+    _number("breaker", "error_rate_min", _BREAKER.error_rate_min, 1, 1_000_000,
+            "of fewer than so many no rate is made"),
+    _seconds("breaker", "retry_first_s", _BREAKER.retry_first_s, 0.05, 600,
+             "how long after that the first try is; each one that fails doubles it"),
+    _seconds("breaker", "retry_max_s", _BREAKER.retry_max_s, 0.05, 600,
+             "the longest time from one try to the next"),
+    _number("breaker", "queue_max", _BREAKER.queue_max, 1, 1_000_000,
+            "targets that may wait for a cache that is down; what is beyond that fails there at once"),
+    _seconds("breaker", "wait_s", _BREAKER.wait_s, 0, 86_400,
+             "how long a target may wait for a cache that is down before it fails there"),
+    _seconds("breaker", "probe_every_s", _BREAKER.probe_every_s, 0, 3600,
+             "a cache that has said nothing for so long is asked whether it is there; 0: never"),
     Setting("cache", "name", str, REQUIRED, _NAME_WANTED, "the cache's name in reports", _name_fault,
             Reload.COMES_AND_GOES),
     Setting("cache", "kind", str, REQUIRED, ", ".join(KINDS), "what it is", _kind_fault,
             Reload.COMES_AND_GOES),
     Setting("cache", "address", str, REQUIRED, "HOST:PORT", "where it takes purges", _address_fault,
             Reload.COMES_AND_GOES),
+    Setting("cache", "group", str, "", _NAME_WANTED,
+            "what it is shown under, among several; empty: nothing", _key_fault),
+    Setting("cache", "probe", str, "", "a path",
+            "what it is asked for with GET when it was silent; empty: only whether it takes a connection",
+            _probe_fault),
     Setting("cache", "soft", bool, False, "true or false",
             "varnish: a URL is out of date, not gone, unless the task says force=1: it is served while it is "
             "fetched anew", _any, Reload.COMES_AND_GOES),
@@ -249,6 +278,8 @@ REQUEST_TABLE: tuple[Setting, ...] = (
 )  # fmt: skip
 """Of each [cache.url], [cache.dir]… behind a [[cache]] of a kind that is configured so (`caches/http.py`)."""
 
+MOVED = {("fast", "patience_s"): "[breaker] wait_s", ("slow", "patience_s"): "[breaker] wait_s"}
+"""What has another place now, for who still has it at the old one."""
 LIST_SECTIONS = frozenset({"cache"})
 """Sections that may stand there several times, in double brackets."""
 SECTIONS = tuple(dict.fromkeys(setting.section for setting in TABLE))

@@ -42,6 +42,8 @@ GOOD_AFTER_S = 10.0
 WRITE_HIGH_BYTES = 1 << 20
 # A goodbye takes no longer than this.
 STOP_TIMEOUT_S = 2.0
+# More credit is given in parts of the usual one: a line each, however fast the need for it grows.
+STEPS = 16
 # An engine that drains waits about as long (`engine.stop_deadline_s`).
 DRAIN_S = 10.0
 
@@ -71,6 +73,8 @@ class Slot:
         self._task: asyncio.Task[None] | None = None
         self._said = False
         """Whether the engine has said on this connection that all that waited was pushed, or never will."""
+        self.granted = 0
+        """Credit that the newest connection was given beyond what links greet with."""
         self._before_that: list[bytes] = []
         """What is in hand of what was pushed before it said so."""
 
@@ -163,7 +167,7 @@ class Slot:
             fd = link.duplicate()
             frozen = link.session.freeze()
             if fd is not None:
-                carried = CarriedLink(fd, frozen)
+                carried = CarriedLink(fd, frozen, self.granted)
             else:
                 reports = frozen.unanswered + reports
         settings = CarriedSettings.of(self.settings)
@@ -179,6 +183,7 @@ class Slot:
         made = cls(engine, slot.worker, slot.settings.read(secret), slot.link)
         if slot.engine_id:
             made._belong_to(slot.engine_id, slot.store)
+        made.granted = slot.link.granted if slot.link is not None else 0
         made.outbox.restore(slot.reports)
         made._said = slot.said
         return made
@@ -278,12 +283,23 @@ class Slot:
         self._belong_to(greeted.engine, greeted.store)
         link.greeted.set()
         self.flush()
+        self.granted = 0
         link.write(link.session.ready(self.settings.credit))
         if not self.engine.links.reading:
             # Whether the credit was taken is not heard before we read.
             link.set_reading(False)
             self.tried.set()
         self.engine.greeted(self, greeted)
+
+    def grant(self, most: int) -> bool:
+        """Gives more credit, so that it is `most` beyond the usual; returns whether any was given."""
+        more = most - self.granted
+        link = self._link
+        if link is None or not self.serving or self.refusing or more < max(1, self.settings.credit // STEPS):
+            return False
+        self.granted = most
+        link.write(link.session.ready(more))
+        return True
 
     def _hear_all_is_pushed(self) -> None:
         self._said = True

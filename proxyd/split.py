@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from proxyd.breaker import Breaker
 from proxyd.caches.base import LocalDeed
 from proxyd.connection import Limits
 from proxyd.lane_client import LaneClient
@@ -50,6 +51,15 @@ class SplitClient:
         self.set_limits(limits)
 
     @property
+    def breaker(self) -> Breaker:
+        """That of the requests: what is done by hand has one only to be counted by (`local.py`)."""
+        return self._requests.breaker
+
+    @breaker.setter
+    def breaker(self, breaker: Breaker) -> None:
+        self._requests.breaker = breaker
+
+    @property
     def waiting(self) -> int:
         """See `LaneClient`."""
         return self._requests.waiting + self._by_hand.waiting
@@ -58,6 +68,10 @@ class SplitClient:
     def in_flight(self) -> int:
         """See `LaneClient`."""
         return self._requests.in_flight + self._by_hand.in_flight
+
+    def is_stalled(self, now: float) -> bool:
+        """See `LaneClient`."""
+        return self._requests.is_stalled(now) or self._by_hand.is_stalled(now)
 
     def put(self, exchange: Exchange, priority: int) -> None:
         """See `LaneClient`."""

@@ -1,5 +1,6 @@
 """What every test shares: the system programs a test starts, and what is said where one is missing."""
 
+import glob
 import os
 import shutil
 
@@ -10,8 +11,14 @@ SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/s
 
 
 def missing_programs(programs: tuple[str, ...]) -> list[str]:
-    """Those of PROGRAMS that are not installed."""
-    return [program for program in programs if shutil.which(program, path=SEARCH_PATH) is None]
+    """Those of PROGRAMS (or files: absolute, in which * may stand) that are not installed."""
+    return [program for program in programs if not _is_there(program)]
+
+
+def _is_there(program: str) -> bool:
+    if program.startswith("/"):
+        return bool(glob.glob(program))
+    return shutil.which(program, path=SEARCH_PATH) is not None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -32,6 +32,8 @@ class Deed(msgspec.Struct, frozen=True):
     """False where it has the effect by other means than a purge: then `note` says which."""
     note: str = ""
     """What the docs say of it besides (`table.py`)."""
+    bans: bool = False
+    """It adds to what the cache compares objects with: see `bans.py`."""
     certain: bool = False
     """Who does it sees by itself that it took effect: nothing needs to be looked at."""
 

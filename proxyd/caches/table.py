@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from proxyd.caches import KINDS, CacheKind
 from proxyd.caches.ats import ats_kind
 from proxyd.caches.nginx import nginx_kind
+from proxyd.proving import provable_types
 from wire.fields import TASK_TYPES
 
 COLUMNS = (*TASK_TYPES, "drop")
@@ -15,12 +16,13 @@ COLUMNS = (*TASK_TYPES, "drop")
 def render_table() -> str:
     """A row for each kind, in Markdown."""
     lines = [
-        f"| kind | {' | '.join(f'`{column}`' for column in COLUMNS)} |",
-        "| --- " * (len(COLUMNS) + 1) + "|",
+        f"| kind | {' | '.join(f'`{column}`' for column in COLUMNS)} | `verify=1` |",
+        "| --- " * (len(COLUMNS) + 2) + "|",
     ]
     for name, kind in _rows():
         cells = [_cell(kind, column) for column in COLUMNS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        verified = ", ".join(f"`{task_type}`" for task_type in provable_types(kind)) or "refused"
+        lines.append(f"| {name} | {' | '.join(cells)} | {verified} |")
     return "\n".join(lines) + "\n"
 
 

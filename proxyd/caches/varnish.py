@@ -34,16 +34,22 @@ VARNISH = CacheKind(
     deeds={
         "url": Deed(method=b"PURGE", good=_PURGED, hints=_HINTS, note="all variants"),
         "dir": Deed(
-            method=b"BAN", good=frozenset({200}), hints=_HINTS, note="all that begins with it, on that host"
+            method=b"BAN",
+            bans=True,
+            good=frozenset({200}),
+            hints=_HINTS,
+            note="all that begins with it, on that host",
         ),
         "regex": Deed(
             method=b"BANREGEX",
+            bans=True,
             good=_NEW,
             hints=_NEW_HINTS,
             note="all whose whole path with query it matches, on that host",
         ),
         "tag": Deed(
             method=b"BANTAG",
+            bans=True,
             path_start=b"/",
             good=_NEW,
             hints=_NEW_HINTS,

@@ -60,7 +60,7 @@ def test_rolls_under_load_are_noticed_by_nobody(verb: str) -> None:
     with under_load(Engine(proxies=PROXIES)) as site:
         engine = site.engine
         fds = []
-        for _ in range(5):
+        for _ in range(3):
             before = engine.pids()
             engine.roll(verb)
             engine.wait_whole()
@@ -145,11 +145,9 @@ def _break(path: Path, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("refreshd/__main__.py", "def main(", "def main(("),
         ("refreshd/__main__.py", "def main(", "raise SystemExit(5)\n\n\ndef main("),
         ("refreshd/master/master.py", "class Master:", "raise RuntimeError('broken')\n\n\nclass Master:"),
         ("refreshd/worker/process.py", "class Process:", "raise RuntimeError('broken')\n\n\nclass Process:"),
-        ("refreshd/worker/hub.py", "class Hub:", "raise RuntimeError('broken')\n\n\nclass Hub:"),
         ("wire/lines.py", "import ", "import nothing_of_that_name\nimport "),
     ],
 )

@@ -28,7 +28,7 @@ SHORT = Limits(
     connections=2, depth=8, connect_timeout_s=5, answer_timeout_s=10, whole_timeout_s=15, patience_s=10
 )
 # For servers that never do: given up within a test.
-HASTY = msgspec.structs.replace(SHORT, connect_timeout_s=1, answer_timeout_s=0.5, patience_s=1)
+HASTY = msgspec.structs.replace(SHORT, connect_timeout_s=1, answer_timeout_s=0.5, patience_s=0.3)
 
 
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:

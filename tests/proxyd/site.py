@@ -49,7 +49,7 @@ class Site:
     """Caches as a proxyd.toml says, and who dispatches to them. To be used on a running loop."""
 
     def __init__(self, *caches: dict[str, Any], **sections: dict[str, Any]) -> None:
-        document = {"agent": {"name": "p"}, "cache": list(caches), **sections}
+        document = {"cache": list(caches), "agent": {"name": "p"}, **sections}
         self.config: AgentConfig = build(document, "", "test", Path())
         self.box = _Box()
         self.dispatcher = Dispatcher(lambda on: None)
@@ -59,6 +59,7 @@ class Site:
     def __enter__(self) -> Self:
         self.caches.apply(self.config)
         self.dispatcher.use_caches(self.caches.in_use)
+        self.dispatcher.verify_all = self.config.verify
         return self
 
     def __exit__(

@@ -22,7 +22,7 @@ secret_file = "secret"
 
 [slow]
 connections = 2
-patience_s = 3
+whole_timeout_s = 3
 
 [[cache]]
 name = "v1"
@@ -55,7 +55,7 @@ def test_all_of_it(tmp_path: Path) -> None:
     assert config.engines == [("127.0.0.1", 7070), ("::1", 7071)]
     assert (config.name, config.group, config.layer) == ("pop1", "eu", 1)
     assert (config.key, config.secret) == ("k1", b"s3cret")
-    assert (config.slow.connections, config.slow.patience_s) == (2, 3.0)
+    assert (config.slow.connections, config.slow.whole_timeout_s) == (2, 3.0)
     assert [(cache.name, cache.kind, cache.address) for cache in config.caches] == [
         ("v1", "varnish", ("127.0.0.1", 6081)),
         ("t1", "ats", ("cache.example", 8080)),
@@ -217,7 +217,8 @@ BAD = [
     ('"secret"', '"empty"', "7: secret_file: empty is empty"),
     ('name = "pop1"', 'name = "pop1', "2: Illegal character '\\n' (at line 2, column 13)"),
     ("[agent]", "[[agent]]", "1: [agent] is one section, in single brackets"),
-    ("patience_s = 3", "patience_s = -1", "11: patience_s: -1.0 is not 0 to 3600"),
+    ("whole_timeout_s = 3", "whole_timeout_s = -1", "11: whole_timeout_s: -1.0 is not 0.1 to 86400"),
+    ("whole_timeout_s", "patience_s", "11: unknown key 'patience_s' in [slow]; it is [breaker] wait_s now"),
 ]  # fmt: skip
 
 

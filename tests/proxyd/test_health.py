@@ -25,7 +25,8 @@ class Place:
     def __init__(self) -> None:
         self.waits: str | None = None
         self.listen = f"127.0.0.1:{free_port()}"
-        self.health = Health(lambda: self.waits, Log("error"))
+        self.caches: dict[str, str | None] = {"v1": None, "v2": "down: killed: cannot connect"}
+        self.health = Health(lambda: self.waits, Log("error"), lambda name: self.caches[name])
 
     async def ask(self, request: bytes = CHECK) -> bytes:
         """All that is answered until the connection ends."""
@@ -68,6 +69,22 @@ def test_the_answers() -> None:
             assert len(await here.ask()) < 1000
             assert (await here.ask(CHECK.replace(b"GET", b"HEAD"))).endswith(b"\r\n\r\n")
             assert (await here.ask(CHECK.replace(b"/caught-up", b"/healthz?x"))).endswith(b"\r\n\r\nok\n")
+
+    run(test())
+
+
+def test_the_answers_of_one_cache() -> None:
+    async def test() -> None:
+        async with place() as here:
+            for name, status, text in (
+                (b"v1", b"200", b"up"),
+                (b"v2?x", b"503", b"down: killed: cannot connect"),
+                (b"v3", b"404", b"there is no cache of that name here"),
+                (b"", b"404", b"there is no cache of that name here"),
+            ):
+                answer = await here.ask(CHECK.replace(b"/caught-up", b"/caches/" + name))
+                assert answer.startswith(b"HTTP/1.1 " + status)
+                assert answer.endswith(b"\r\n\r\n" + text + b"\n")
 
     run(test())
 

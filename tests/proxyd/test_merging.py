@@ -87,11 +87,14 @@ def test_a_drop_satisfies_everything() -> None:
     assert sent("drop", "regex http://h/x") == ["drop  + regex http://h/x"]
 
 
-def test_what_is_neither_url_nor_directory_is_left_alone() -> None:
-    assert sent("regex http://h/x", "url http://h/x", "regex http://h/x") == [
-        "regex http://h/x",
+def test_what_is_neither_url_nor_directory_is_merged_with_the_same_only() -> None:
+    assert sent(
+        "regex http://h/x", "url http://h/x", "regex http://h/x", "regex http://h/x force", "tag x"
+    ) == [
+        "regex http://h/x + regex http://h/x",
         "url http://h/x",
         "regex http://h/x",
+        "tag x",
     ]
 
 

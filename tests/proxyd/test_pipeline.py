@@ -5,6 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
+from proxyd.breaker import BreakerSettings, Outcome, State
 from proxyd.caches import KINDS
 from proxyd.pipeline import CacheClient
 from tests.proxyd.rig import (
@@ -166,7 +167,7 @@ def test_only_the_one_that_spoils_it_fails() -> None:
             told = await perform(server.address, PURGE, some(30))
             bad = {target: errors for target, errors in told.items() if errors != [None]}
             assert list(bad) == [b"http://h/7"]
-            assert "cache c: the c" in str(bad[b"http://h/7"][0])
+            assert "cache c: killed: the c" in str(bad[b"http://h/7"][0])
 
     run(test())
 
@@ -211,6 +212,47 @@ async def drip(visit: Visit) -> None:
         await asyncio.sleep(0.1)
 
 
+async def nul(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 O\0K\r\nX\0: \0\r\nContent-Length: 0\r\n\r\n")
+    await visit.forever()
+
+
+async def endless_line(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\nX-Filler: ")
+    for _ in range(100):
+        await visit.send(b"x" * 100_000)
+    await visit.forever()
+
+
+async def bad_chunk_size(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nok\r\n0\r\n\r\n")
+    await visit.forever()
+
+
+async def giant_chunk_size(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"f" * 17 + b"\r\nok\r\n")
+    await visit.forever()
+
+
+async def endless_chunks(visit: Visit) -> None:
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(100_000):
+        await visit.send(b"1\r\nx\r\n" * 100)
+    await visit.forever()
+
+
+async def two_lengths(visit: Visit) -> None:
+    """What two readers of an answer would end in two places."""
+    await visit.request()
+    await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 40\r\n\r\n" + OK)
+    await visit.forever()
+
+
 async def no_length(visit: Visit) -> None:
     await visit.request()
     await visit.send(b"HTTP/1.1 200 OK\r\n\r\ncut?")
@@ -232,10 +274,16 @@ async def hang_up(visit: Visit) -> None:
         (never, "no answer in time"),
         (garbage, "not HTTP"),
         (unasked, "not HTTP"),
+        (nul, "garbled: what the cache answered is not HTTP"),
+        (endless_line, "garbled: the cache's answer is too large"),
+        (bad_chunk_size, "not HTTP"),
+        (giant_chunk_size, "not HTTP"),
+        (endless_chunks, "too large"),
+        (two_lengths, "not HTTP"),
         (giant_headers, "too large"),
         (giant_body, "too large"),
-        (drip, "no answer in time"),
-        (no_length, "closed the connection"),
+        (drip, "frozen: the cache gave no answer in time"),
+        (no_length, "killed: the cache closed the connection"),
         (switch, "not HTTP"),
         (hang_up, ""),
     ],
@@ -259,7 +307,7 @@ def test_nobody_there() -> None:
             address = server.address
         told = await perform(address, PURGE, some(5), HASTY)
         for errors in told.values():
-            assert errors == ["cache c: out of reach for 1 s: cannot connect: Connection refused"]
+            assert errors == ["cache c: killed: cannot connect: Connection refused; out of reach for 0.3 s"]
 
     run(test())
 
@@ -271,7 +319,7 @@ def test_a_cache_that_comes_back_in_time() -> None:
         told: list[str | None] = []
         client = CacheClient("c", *address, SHORT, lambda _, error: told.append(error))
         client.put(make_exchange(b"http://h/", PURGE), 5)
-        await wait_until(lambda: client._trouble_since is not None)
+        await wait_until(lambda: not client.breaker.closed)
         async with Scripted(answer_all, address):
             await wait_until(lambda: told)
             assert told == [None]
@@ -286,7 +334,8 @@ def test_a_cache_that_comes_back_in_time() -> None:
         (b"200", None),
         (b"204", None),
         (b"403", "cache c: PURGE was answered 403 (add this agent's address to the acl refreshd_purgers)"),
-        (b"503", "cache c: PURGE was answered 503"),
+        (b"503", "cache c: full: PURGE was answered 503"),
+        (b"501", "cache c: PURGE was answered 501 (include refreshd.vcl in the VCL, see docs/agent.md)"),
     ],
 )
 def test_answers_are_judged(status: bytes, error: str | None) -> None:
@@ -336,7 +385,7 @@ def test_a_slow_body_is_no_silence_where_answers_are_streamed() -> None:
             limits = msgspec.structs.replace(HASTY, depth=1, streaming=True, answer_max_bytes=None)
             assert (await perform(server.address, GET, some(1), limits))[b"http://h/0"] == [None]
             capped = msgspec.structs.replace(limits, whole_timeout_s=0.3)
-            assert "in time" in str((await perform(server.address, GET, some(1), capped))[b"http://h/0"][0])
+            assert "slow: " in str((await perform(server.address, GET, some(1), capped))[b"http://h/0"][0])
 
     run(test())
 
@@ -494,5 +543,114 @@ def test_what_is_given_up_is_told() -> None:
             client.give_up("no more")
             assert told == ["cache c: no more"] * 30
             await wait_until(lambda: server.open == 0, "the connections are closed")
+
+    run(test())
+
+
+def test_a_refusal_opens_no_breaker_and_a_breakdown_does() -> None:
+    async def test(status: bytes) -> tuple[State, int]:
+        async def answer(visit: Visit) -> None:
+            while await visit.request():
+                await visit.send(OK.replace(b"200", status))
+
+        async with Scripted(answer) as server:
+            told: list[str | None] = []
+            client = CacheClient("c", *server.address, SHORT, lambda _, error: told.append(error))
+            for target in some(8):
+                client.put(make_exchange(target, PURGE), 5)
+            await wait_until(lambda: len(told) == 8)
+            state, failures = client.breaker.state, client.breaker.row(0.0, 0).failures
+            client.close()
+            return state, failures
+
+    assert run(test(b"403")) == run(test(b"501")) == (State.CLOSED, 0)
+    assert run(test(b"503")) == (State.OPEN, 8)
+
+
+def test_who_is_blamed_while_the_cache_is_down_has_another_try_when_it_is_back() -> None:
+    """Three connections fall silent one after the other, with what was tried alone on two of them."""
+    awake = asyncio.Event()
+
+    async def asleep(visit: Visit) -> None:
+        await visit.request()
+        await awake.wait()
+        await visit.send(OK)
+        await answer_all(visit)
+
+    async def test() -> None:
+        async with Scripted(asleep) as server:
+            told: list[str | None] = []
+            limits = msgspec.structs.replace(SHORT, connections=1, depth=1, answer_timeout_s=0.3)
+            client = CacheClient("c", *server.address, limits, lambda _, error: told.append(error))
+            client.breaker.settings = BreakerSettings(errors=1, retry_first_s=0.05, retry_max_s=0.05)
+            for target in some(2):
+                client.put(make_exchange(target, PURGE), 5)
+            # Each of the two has had its two tries by then.
+            await wait_until(lambda: server.visits >= 6)
+            assert told == []
+            awake.set()
+            await wait_until(lambda: told == [None, None], f"an end of {client}")
+            assert client.breaker.closed
+            client.close()
+
+    run(test())
+
+
+def test_while_the_breaker_is_open_one_is_sent_at_a_time_and_the_rest_waits_in_order() -> None:
+    awake = asyncio.Event()
+
+    async def asleep(visit: Visit) -> None:
+        await visit.request()
+        await awake.wait()
+        await visit.send(OK)
+        await answer_all(visit)
+
+    async def test() -> None:
+        async with Scripted(asleep) as server:
+            ended: list[bytes] = []
+            client = CacheClient("c", *server.address, SHORT, lambda e, _: ended.append(e.target))
+            client.breaker.settings = BreakerSettings(queue_max=30)
+            for _ in range(3):
+                client.breaker.note(Outcome.FAILED, 0.0, why="killed: gone")
+            refused = []
+            client._ended = lambda e, error: refused.append((e.target, error))
+            targets = some(32)
+            for target in targets:
+                client.put(make_exchange(target, PURGE), 5)
+            assert [target for target, _ in refused] == targets[30:]
+            assert refused[0][1] == (
+                "cache c: killed: gone; 30 targets wait for it, as many as may: bring it back, or raise"
+                " [breaker] queue_max, then post again"
+            )
+            client._ended = lambda e, _: ended.append(e.target)
+            await wait_until(lambda: client.in_flight == 1)
+            assert client.waiting == 29
+            assert client.is_stalled(0.0)
+            awake.set()
+            await wait_until(lambda: len(ended) == 30)
+            assert ended == targets[:30]
+            client.close()
+
+    run(test())
+
+
+def test_what_waits_for_a_cache_that_is_down_fails_each_at_its_time() -> None:
+    async def test() -> None:
+        async with Scripted(never) as server:
+            address = server.address
+        told: dict[bytes, str | None] = {}
+        limits = msgspec.structs.replace(SHORT, patience_s=0.5)
+        client = CacheClient("c", *address, limits, lambda e, error: told.__setitem__(e.target, error))
+        early, late = make_exchange(b"http://h/early", PURGE), make_exchange(b"http://h/late", PURGE)
+        now = asyncio.get_running_loop().time()
+        early.task.received_at, late.task.received_at = now, now + 3600
+        client.put(late, 9)
+        client.put(early, 5)
+        await wait_until(lambda: told)
+        assert told == {
+            b"http://h/early": "cache c: killed: cannot connect: Connection refused; out of reach for 0.5 s"
+        }
+        assert client.waiting == 1
+        client.close()
 
     run(test())

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 
 from proxyd.queues import PriorityQueue
 
-STEPS = st.lists(st.one_of(st.integers(0, 9), st.tuples(st.just("take"), st.integers(0, 5))))
+STEPS = st.lists(
+    st.one_of(st.integers(0, 9), st.tuples(st.sampled_from(["take", "take", "remove"]), st.integers(0, 5)))
+)
 
 
 @given(STEPS)
@@ -16,6 +18,11 @@ def test_like_a_sorted_list(steps: list[int | tuple[str, int]]) -> None:
         if isinstance(step, int):
             queue.put(number, step)
             model.append((-step, number))
+        elif step[0] == "remove":
+            model.sort()
+            odd = [number for _, number in model if number % 6 == step[1]]
+            assert queue.remove(lambda number, step=step: number % 6 == step[1]) == odd  # type: ignore[misc]
+            model = [each for each in model if each[1] not in odd]
         else:
             model.sort()
             assert list(queue) == [number for _, number in model]

@@ -141,6 +141,15 @@ class World:
                 for url, version in self.cached.items():
                     assert version >= post.version or not post.covers(url), f"{url} is old"
 
+    def lose_patience(self, every: int) -> None:
+        """Some of what waits fails, as in `CacheClient._fail_impatient`."""
+        due = self.fast.queue.remove(lambda exchange: int(exchange.task.id) % every == 0)
+        for exchange in due:
+            for follower in exchange.part():
+                self.fast.queue.put(follower, follower.task.head.priority)
+            self.dispatcher.ended(exchange, "out of reach")
+        self.read_reports()
+
     def work_off(self) -> None:
         """Until nothing waits, what was cancelled included."""
         for _ in range(10_000):
@@ -212,6 +221,45 @@ def test_nothing_is_served_old_whenever_it_begins_and_ends(script: list[Step]) -
     world.work_off()
     assert all(post.state != "queued" for post in world.posts)
     assert world.dispatcher.open_targets == 0
+
+
+downs = st.sampled_from(
+    [
+        lambda world: world.lanes.replay.hold_order(),
+        lambda world: world.lanes.replay.release_order(),
+        lambda world: world.dispatcher.replay(True),
+        lambda world: world.dispatcher.replay(False),
+        lambda world: world.lose_patience(2),
+    ]
+)
+
+
+@given(st.lists(st.one_of(steps, steps, downs), max_size=60))
+def test_nothing_is_served_old_whenever_the_cache_goes_and_comes(script: list[Step]) -> None:
+    world = World(replaying=False)
+    for step in script:
+        step(world)
+    world.dispatcher.replay(False)
+    world.lanes.replay.release_order()
+    world.work_off()
+    assert all(post.state != "queued" for post in world.posts)
+    assert world.dispatcher.open_targets == world.box.owed == world.lanes.replay.waiting == 0
+    assert not world.lanes.replay.on
+
+
+@given(st.lists(steps, max_size=40), st.lists(steps, max_size=20))
+def test_what_was_prefetched_while_the_cache_was_down_is_warm(before: list[Step], after: list[Step]) -> None:
+    world = World(replaying=False)
+    world.lanes.replay.hold_order()
+    for step in before:
+        step(world)
+    world.lanes.replay.release_order()
+    for step in after:
+        if not world.lanes.replay.on:
+            break
+        step(world)
+    world.work_off()
+    world.check_warm()
 
 
 URL, DIR, PREFETCH = PushHead(type="url"), PushHead(type="dir"), PushHead(type="prefetch")
@@ -291,6 +339,31 @@ def test_a_prefetch_waits_for_the_refreshes_before_it_and_for_no_others() -> Non
     world.prefetch()
     assert world.posts[1].state == "done"
     assert world.cached == {"http://h/d": 3}
+
+
+def test_at_a_cache_that_was_down_the_order_holds_until_what_waited_is_done() -> None:
+    world = World(replaying=False)
+    replay = world.lanes.replay
+    world.visit("http://h/d")
+    replay.hold_order()
+    world.post(URL, "http://h/d")
+    world.post(URL, "http://h/d")
+    replay.release_order()
+    assert replay.catching_up
+    world.post(PREFETCH, "http://h/d")
+    world.post(URL, "http://h/a")
+    world.prefetch()
+    assert world.posts[2].state == "queued"
+    # Nothing is merged for a cache that is back.
+    world.send(2)
+    assert len(world.fast.in_flight) == 2
+    world.answer(0, well=True)
+    world.answer(0, well=True)
+    assert not replay.catching_up
+    assert not replay.on
+    world.prefetch()
+    assert world.cached == {"http://h/d": 4}
+    world.work_off()
 
 
 def test_a_drop_satisfies_all_that_waits_and_is_done_before_what_follows() -> None:

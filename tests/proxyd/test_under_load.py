@@ -103,7 +103,7 @@ def upgrade(agent: Agent, ledger: Ledger) -> None:
 
 def test_upgrades_under_load_close_no_connection() -> None:
     with stage() as running:
-        for _ in range(3):
+        for _ in range(2):
             upgrade(running.agent, running.ledger)
         assert running.agent.process is not None
         assert running.agent.process.poll() is None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from proxyd.course import PURGES_MAX
+from tests.proxyd.caches.odd import ODD_PATHS
 from tests.proxyd.fake_cache import FakeCache
 from tests.proxyd.http import ask, get
 from tests.proxyd.rig import Scripted, Visit, run, wait_until
@@ -67,6 +68,20 @@ def test_what_was_purged_is_seen_to_be_gone(
         assert seen.verified_ms is not None
         assert seen.verified_ms >= seen.purged_ms
     assert version(server, host, "/a") == b"v=%d" % origin.version
+
+
+def test_each_odd_url_is_looked_at_byte_for_byte(
+    cache_of: tuple[Any, dict[str, Any]], origin: Origin, host: str
+) -> None:
+    server, section = cache_of
+    # (nginx refuses what is no percent-encoding.)
+    paths = [path for path in ODD_PATHS if get(server.address, host, path).status == 200]
+    assert len(paths) >= len(ODD_PATHS) - 2
+    new = b"v=%d" % origin.bump()
+    ended = do(section, VERIFIED, *(f"http://{host}{path}" for path in paths))
+    assert ended.done, ended
+    assert all(seen.verified_ms for seen in ended.evidence)
+    assert [path for path in paths if version(server, host, path) != new] == []
 
 
 def test_a_look_fetches_nothing(cache_of: tuple[Any, dict[str, Any]], origin: Origin, host: str) -> None:
@@ -242,6 +257,21 @@ def test_a_copy_that_came_back_is_purged_again() -> None:
     assert ended.done
     assert liar.purges == 2
     assert ended.evidence[0].purges == 2
+
+
+@pytest.mark.needs("varnishd")
+def test_by_configuration_what_can_be_verified_is(varnish: Varnish, host: str) -> None:
+    async def act() -> list[Ended]:
+        section = {"name": "v", "kind": "varnish", "address": varnish.address}
+        with Site(section, agent={"name": "p", "verify": True}) as site:
+            url = await site.do(PushHead("url"), f"http://{host}/a")
+            return [url, await site.do(PushHead("regex"), f"http://{host}/a.*")]
+
+    url, pattern = run(act())
+    assert url.done
+    assert url.evidence[0].verified_ms is not None
+    assert pattern.done
+    assert pattern.evidence == []
 
 
 @pytest.mark.needs("varnishd")

@@ -61,7 +61,7 @@ def test_engine_and_agent_live_in_it(tmp_path: Path) -> None:
         host, port = engine.address()
         # Nothing listens at the cache's address: the task fails, after all that takes.
         caches = [("v1", "varnish", "127.0.0.1:1")]
-        with Agent([f"{host}:{port}"], caches, more="[fast]\npatience_s = 0", python=str(python)):
+        with Agent([f"{host}:{port}"], caches, more="[breaker]\nwait_s = 0", python=str(python)):
             with engine.peer() as peer:
                 post = "post_task task_id=t1 type=url -- http://e.example/"
                 wait_until(lambda: peer.ask(post).ok, "a proxy that serves it")

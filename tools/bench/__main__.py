@@ -8,7 +8,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.bench import accept, cluster, endtoend, fanout, handover, memory, micro, mysql, offline, peers
+from tools.bench import (
+    accept,
+    cluster,
+    directories,
+    endtoend,
+    fanout,
+    handover,
+    memory,
+    micro,
+    mysql,
+    offline,
+    peers,
+    purge,
+)
 from tools.bench.errors import BenchError
 from tools.bench.report import Row, table, verdicts, write
 from tools.soak.errors import SoakError
@@ -24,6 +37,8 @@ BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "mysql": mysql.run,
     "cluster": cluster.run,
     "offline": offline.run,
+    "purge": purge.run,
+    "directories": directories.run,
 }
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from tools.servers.process import Server, find_program
 
 SHIPPED_VCL = Path(__file__).resolve().parents[2] / "proxyd" / "caches" / "varnish" / "refreshd.vcl"
+MODULES_VCL = SHIPPED_VCL.with_name("refreshd-modules.vcl")
+XKEY = "/usr/lib/*/varnish/vmods/libvmod_xkey.so"
+"""What that needs; Debian's package varnish-modules has it."""
 
 # The VCL of a site that has nothing of its own: as docs/agent.md shows, and X-Cache for tests and the demo.
 VCL = """\
 vcl 4.1;
-include "{shipped}";
+{includes}
 
 backend origin {{
     .host = "{host}";
@@ -32,16 +35,25 @@ class Varnish(Server):
     """`varnishd` in front of `origin` ("HOST:PORT"); answers carry `X-Cache: hit|miss`.
 
     `storage_mb` bounds its memory; `params` are varnishd parameters ("name=value"); `vcl` replaces the VCL.
+    `modules`: it has those that refreshd-modules.vcl makes use of.
     """
 
     name = "varnish"
 
     def __init__(
-        self, origin: str, *, storage_mb: int = 64, params: tuple[str, ...] = (), vcl: str | None = None
+        self,
+        origin: str,
+        *,
+        storage_mb: int = 64,
+        params: tuple[str, ...] = (),
+        vcl: str | None = None,
+        modules: bool = False,
     ) -> None:
         super().__init__()
         host, _, port = origin.rpartition(":")
-        self._vcl = vcl or VCL.format(shipped=SHIPPED_VCL, host=host, port=port)
+        shipped = (MODULES_VCL, SHIPPED_VCL) if modules else (SHIPPED_VCL,)
+        includes = "\n".join(f'include "{path}";' for path in shipped)
+        self._vcl = vcl or VCL.format(includes=includes, host=host, port=port)
         self._storage_mb = storage_mb
         self._params = params
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # system-packages.sh PROGRAM:PACKAGE...: install, as Debian packages, the programs that are missing
-# ("-" as PROGRAM: install without looking).
+# ("-" as PROGRAM: install without looking; a path, in which * may stand: a file).
 #
 # Needs root or a sudo that asks nothing. No daemon is started. What cannot be installed is named in one line;
 # the exit is then 0, for tests that need it skip themselves, or 1 if CI=true, where nothing may be skipped.
@@ -8,10 +8,17 @@ set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 limit_s=600 # for each call of apt-get
 
+is_there() {
+    case $1 in
+    /*) compgen -G "$1" >/dev/null ;;
+    *) command -v "$1" >/dev/null ;;
+    esac
+}
+
 missing() { # the PROGRAM:PACKAGE pairs of which the program is not there
     local pair
     for pair in "$@"; do
-        command -v "${pair%%:*}" >/dev/null || echo "$pair"
+        is_there "${pair%%:*}" || echo "$pair"
     done
 }
 

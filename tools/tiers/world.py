@@ -129,16 +129,20 @@ class Visitor:
 
     async def get(self, number: int) -> int:
         """The version of an object as the cache shows it. Raises: OSError, ValueError, EOFError."""
-        self._writer.write(b"GET /o/%d HTTP/1.1\r\nHost: %b\r\n\r\n" % (number, HOST.encode()))
+        shown, version = (await self.fetch(HOST, f"/o/{number}")).split()[:2]
+        if int(shown) != number:
+            raise ValueError(f"asked for object {number}, got {int(shown)}")
+        return int(version)
+
+    async def fetch(self, host: str, path: str) -> bytes:
+        """The body. Raises: OSError, ValueError, EOFError."""
+        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         head = await self._reader.readuntil(b"\r\n\r\n")
         length = _LENGTH(head)
         body = await self._reader.readexactly(int(length[1]) if length else 0)
         if not head.startswith(b"HTTP/1.1 200"):
-            raise ValueError(f"object {number}: got {head[:40]!r}, wanted 200")
-        shown, version = body.split()[:2]
-        if int(shown) != number:
-            raise ValueError(f"asked for object {number}, got {int(shown)}")
-        return int(version)
+            raise ValueError(f"{host}{path}: got {head[:40]!r}, wanted 200")
+        return body
 
     def close(self) -> None:
         """Ends the connection."""

@@ -281,6 +281,7 @@ def test_rules_outlive_a_restart(ats_rules: TrafficServer, host: str) -> None:
     # Another second, or a rule that was made anew would look the same.
     wait_until(lambda: time.time() >= written // 10**9 + 1, what="the second is over")
     ats_rules.restart()
+    # (What is refreshed while it restarts is done when it is back.)
     wait_until(lambda: ats_rules.rules_state.stat().st_mtime_ns > written, what="it has written its state")
     now = int(time.time())
     wait_until(lambda: module._parse_state(ats_rules.rules_state.read_text()).get(MARK), what="the state")
@@ -331,7 +332,9 @@ def test_a_reload_that_fails(
     runroot = (ats_rules.folder / "runroot.yaml").read_text().replace(str(ats_rules.folder), str(tmp_path))
     (tmp_path / "runroot.yaml").write_text(runroot)
     nobody = [ats_rules.reload[0], f"--run-root={tmp_path}/runroot.yaml", "config", "reload"]
-    error = fails(section_of(ats_rules, reload=nobody, **own))
+    with monkeypatch.context() as hasty:
+        hasty.setattr(module, "LOADED_MAX_S", 0.1)
+        error = fails(section_of(ats_rules, reload=nobody, **own))
     assert "traffic_ctl ended with 2 (does traffic_manager run, and may the agent's user ask it?): " in error
     assert "Error establishing socket connection" in error
     assert "reload: /no/such: No such file" in fails(section_of(ats_rules, reload=["/no/such"], **own))

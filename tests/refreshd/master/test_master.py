@@ -185,17 +185,17 @@ def test_who_fails_again_and_again_does_not_stop_the_others(engine: Engine) -> N
     engine.wait_for_worker(0, pid)
 
 
-def test_a_hundred_deaths_leave_no_descriptor_behind(make_engine: MakeEngine) -> None:
+def test_thirty_deaths_leave_no_descriptor_behind(make_engine: MakeEngine) -> None:
     engine = make_engine(backoff_first_s=0.0, backoff_ready_max_s=0.0).start_up()
     pids = [engine.pid_of(slot) for slot in (0, 1)]
     before = engine.fds()
-    for death in range(100):
+    for death in range(30):
         slot = death % 2
         os.kill(pids[slot], KILL)
         pids[slot] = engine.wait_for_worker(slot, pids[slot])
     # An admin connection may be on its way out.
     wait_until(lambda: engine.fds() <= before, f"{before} descriptors, as before")
-    assert [row["restarts"] for row in engine.workers()] == ["50", "50"]
+    assert [row["restarts"] for row in engine.workers()] == ["15", "15"]
     # The descriptors of a late worker are numbered like those of the first.
     assert len(starts(engine, 0)[-1]["fds"]) == len(starts(engine, 0)[0]["fds"])
 

@@ -75,15 +75,15 @@ def test_it_is_the_same_process_with_the_same_children(make_engine: MakeEngine) 
     assert sorted(os.listdir(engine.data)) == ["lock", "store"]
 
 
-def test_ten_upgrades_leave_nothing_behind(make_engine: MakeEngine) -> None:
+def test_five_upgrades_leave_nothing_behind(make_engine: MakeEngine) -> None:
     engine = make_engine(workers=1).start_up()
     assert upgrade(engine)["state"] == "done"
     before = engine.fds()
-    for _ in range(9):
+    for _ in range(4):
         assert upgrade(engine)["state"] == "done"
     wait_until(lambda: engine.fds() <= before, f"{before} descriptors, as before")
     first, last = starts(engine, 0)[0], starts(engine, 0)[-1]
-    assert last["generation"] == 11
+    assert last["generation"] == 6
     assert len(last["fds"]) == len(first["fds"])
     assert {parent_of(process.pid) for process in engine.worker_processes()} == {
         int(engine.request("engine_status")["pid"])

@@ -104,7 +104,7 @@ def _site_of_model(site: Site) -> None:
 @pytest.mark.usefixtures("_site_of_model")
 class TestModel(MysqlStore.TestCase):
     settings = settings(
-        max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
     )
 
 
