@@ -131,6 +131,23 @@ def test_a_prefetch_waits_for_the_refreshes_of_both(hands: Hands) -> None:
     run(test())
 
 
+def test_a_prefetch_waits_for_what_a_hand_has_since_before(hands: Hands) -> None:
+    async def test() -> None:
+        lane = Lane(("127.0.0.1", 1), hands)
+        slow: Any = Slow()
+        replay = Replay(lane.client, slow)
+        lane.client.put(directory("/before/"), 5)
+        await wait_until(lambda: hands.swept, "it is begun")
+        replay.begin()
+        replay.put_prefetch(make_exchange(b"http://h/before/a", PURGE), 5)
+        assert (replay.waiting, slow.taken) == (1, 0)
+        hands.gate.set()
+        await wait_until(lambda: slow.taken, "the prefetch is passed on")
+        lane.client.close()
+
+    run(test())
+
+
 class Slow:
     """Counts what it is given."""
 
