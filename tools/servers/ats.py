@@ -14,6 +14,9 @@ from tools.servers.waiting import free_port, wait_until
 
 SHIPPED = Path(__file__).resolve().parents[2] / "proxyd" / "caches" / "ats"
 
+SHIPPED_RULES = "/var/lib/proxyd/ats.rules"
+SHIPPED_RULES_STATE = "/var/lib/trafficserver/refreshd.state"
+
 # What makes it private and small; the rest is what proxyd ships.
 RECORDS = """
 CONFIG proxy.config.http.server_ports STRING {port}
@@ -122,9 +125,10 @@ class TrafficServer(Server):
         # A rule without a host fits every host and port; which of them was asked for stays in the cache key.
         self.remap.write_text((self._remap or "map / http://{origin}/\n").format(origin=self._origin))
         (etc / "storage.config").write_text(f"{self.folder}/cache {self._storage_mb}M\n")
-        # As in plugin.config of what is shipped.
-        line = f"regex_revalidate.so --config {self.rules} --state-file {self.rules_state}\n"
-        (etc / "plugin.config").write_text(line if self._managed else "")
+        plugins = (SHIPPED / "plugin.config").read_text() if self._managed else ""
+        for shipped, ours in ((SHIPPED_RULES, self.rules), (SHIPPED_RULES_STATE, self.rules_state)):
+            plugins = plugins.replace(shipped, str(ours))
+        (etc / "plugin.config").write_text(plugins)
         runroot = RUNROOT.format(folder=self.folder, modules=MODULES)
         (self.folder / "runroot.yaml").write_text(runroot)
 
