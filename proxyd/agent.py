@@ -7,16 +7,19 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import msgspec
 import psutil
 import setproctitle
 
 from proxyd import __version__
+from proxyd.asks import Asks
 from proxyd.carry import Carried, ground_of
 from proxyd.catching_up import CarriedCatchingUp, CatchingUp, CaughtUp, FellBehind
 from proxyd.changes import Change, compare
 from proxyd.config import AgentConfig
-from proxyd.describe import CacheState, state_of
+from proxyd.describe import CacheState, describe_caches, state_of
 from proxyd.dispatch import Dispatcher
 from proxyd.health import Health
 from proxyd.lanes import Caches
@@ -25,6 +28,8 @@ from proxyd.logs import Log
 from proxyd.marker import Marker
 from proxyd.notify import Notifier
 from proxyd.operations import Operations
+from proxyd.receipt_key import make_seed
+from proxyd.receipts import Notary
 from proxyd.upgrade import SIGNALS
 from proxyd.waiting import wait_until
 
@@ -56,7 +61,9 @@ class Agent:
         self._fast_stop = False
         self.dispatcher = Dispatcher(self._hold)
         self.caches = Caches(self.dispatcher.ended, log)
-        self.links = Links(config, self.dispatcher, log)
+        self.asks = Asks(describe_caches, self.dispatcher.as_configured, log)
+        self.notary = Notary(asyncio.get_running_loop().time)
+        self.links = Links(config, self.dispatcher, self.asks, self.notary, log)
         self.catching_up = CatchingUp(asyncio.get_running_loop().time())
         self._replayed_before = (0, 0)
         """What `replayed` counts from."""
@@ -114,6 +121,7 @@ class Agent:
         for timer in timers:
             timer.cancel()
         await asyncio.gather(*timers, return_exceptions=True)
+        self.asks.close()
         self.notifier.close()
         self.health.close()
         self.log.info("agent stopped", left=self.dispatcher.tasks)
@@ -124,6 +132,7 @@ class Agent:
         self.config = config
         self.log.set_level(config.log_level)
         self._apply_caches(config)
+        config = self.config = self._apply_key(config)
         self.links.apply(config)
         self.health.apply(config.health_listen)
         self._show_caught_up()
@@ -133,6 +142,21 @@ class Agent:
         self.caches.apply(config)
         self.dispatcher.use_caches(self.caches.in_use)
         self.dispatcher.verify_all = config.verify
+        self.asks.caches = self.caches.in_use
+
+    def _apply_key(self, config: AgentConfig) -> AgentConfig:
+        """Signs with the key that is configured; one that is not there yet is made, and then configured."""
+        seed = config.receipt_seed
+        try:
+            if config.receipt_key_file and not seed:
+                seed = make_seed(Path(config.receipt_key_file))
+        except (OSError, ValueError) as error:
+            self.log.warning(
+                "the receipts' key cannot be kept; one is used that lives as long as this process",
+                file=config.receipt_key_file, error=str(error),
+            )  # fmt: skip
+        self.notary.use(seed)
+        return msgspec.structs.replace(config, receipt_seed=seed)
 
     def next_generation(self) -> None:
         """A reload or an upgrade was taken."""
@@ -147,6 +171,7 @@ class Agent:
         """Goes on with what the code before this had in hand; `run` is to follow."""
         self._carried = carried
         self.generation = carried.generation + 1
+        self.notary.use(carried.receipt_seed)
         self._apply_caches(self.config)
         memory = carried.memory
         if memory is not None and memory.ground == ground_of(self.config):
@@ -303,4 +328,7 @@ class Agent:
         figures = self.dispatcher.figures()
         figures["cpu"] = round((cpu - was_cpu) / max(now - was, 0.001), 3)
         figures["mem"] = self._process.memory_info().rss
-        self.links.beat(figures, asyncio.get_running_loop().time())
+        loop_now = asyncio.get_running_loop().time()
+        self.links.beat(figures, loop_now)
+        # As the answers to the beat before this one had it.
+        self.caches.budget.set_rate(self.links.prefetch_bytes_per_s, loop_now)

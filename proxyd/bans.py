@@ -57,6 +57,10 @@ class Bans:
             sent_at.popleft()
         return len(sent_at)
 
+    def satisfying(self, task_type: str, target: bytes, *, force: bool) -> Exchange | None:
+        """What waits here and would do what such a refresh asks for."""
+        return self._queue.satisfying(task_type, target, force=force)
+
     def take_in(self, batch: list[Exchange]) -> list[Exchange]:
         """Keeps what is a ban; returns the others."""
         others: list[Exchange] = []

@@ -45,17 +45,20 @@ class CarriedSettings(msgspec.Struct, frozen=True):
     key: str
     secret_sha256: bytes
     drop_after_s: int | None = None
+    receipt_key: str = ""
 
     @classmethod
     def of(cls, settings: LinkSettings) -> CarriedSettings:
         """The settings without their secret."""
         digest = _digest(settings.secret)
-        return cls(settings.who, settings.credit, settings.key, digest, settings.drop_after_s)
+        return cls(
+            settings.who, settings.credit, settings.key, digest, settings.drop_after_s, settings.receipt_key
+        )
 
     def read(self, secret: bytes) -> LinkSettings:
         """The settings, where `secret` is what the configuration says now."""
-        known = _digest(secret) == self.secret_sha256
-        return LinkSettings(self.who, self.credit, self.key, secret if known else b"", self.drop_after_s)
+        known = secret if _digest(secret) == self.secret_sha256 else b""
+        return LinkSettings(self.who, self.credit, self.key, known, self.drop_after_s, self.receipt_key)
 
 
 class CarriedSlot(msgspec.Struct, frozen=True):
@@ -71,6 +74,8 @@ class CarriedSlot(msgspec.Struct, frozen=True):
     store: str = ""
     said: bool = True
     """Whether all that waited was pushed on this link. (Older code never asked to be told.)"""
+    receipts: bool = False
+    """Whether the engine takes receipts."""
 
 
 class CarriedHealth(msgspec.Struct, frozen=True):
@@ -112,6 +117,8 @@ class Carried(msgspec.Struct, frozen=True):
     replayed: tuple[int, int] = (0, 0)
     """Tasks that ended, and requests that were saved by merging, while the agent is behind."""
     health: CarriedHealth | None = None
+    receipt_seed: bytes = b""
+    """What receipts are signed with, where no file has it."""
 
     @property
     def fds(self) -> list[int]:

@@ -15,6 +15,8 @@ from proxyd.settings import LIST_SECTIONS, TABLE, Reload, Setting
 
 # A configuration may list 64 engines, and all may change at once; the log line stays a line.
 SHOWN_MAX_CHARS = 200
+UNSHOWN = frozenset({"secret_file", "receipt_key_file", "variants"})
+"""Secrets, and headers, of which one may be."""
 
 
 class Change(NamedTuple):
@@ -40,12 +42,15 @@ def compare(old: AgentConfig, new: AgentConfig) -> list[Change]:
 def _compare_row(row: Setting, old: AgentConfig, new: AgentConfig) -> Iterator[Change]:
     was, now = _value(row, old), _value(row, new)
     if was != now:
-        text = "it is another" if row.key == "secret_file" else f"{_shown(was)} → {_shown(now)}"
+        text = "it is another" if row.key in UNSHOWN else f"{_shown(was)} → {_shown(now)}"
         yield Change(f"{row.section}.{row.key}", row.reload, text)
 
 
 def _value(row: Setting, config: AgentConfig) -> Any:
     """What counts: a secret, not the path of its file; engines in any order."""
+    if row.key == "receipt_key_file":
+        # Where it is counts, too: without a file there is another key at each start.
+        return config.receipt_key_file, config.receipt_seed
     section = config if row.section == "agent" else getattr(config, row.section)
     value = getattr(section, "secret" if row.key == "secret_file" else row.key)
     return sorted(map(format_address, value)) if row.key == "engines" else value

@@ -22,6 +22,7 @@ from proxyd.caches.ats_rules import AtsRules
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.caches.nginx_key import BadKey, KeyTemplate
 from proxyd.errors import ConfigError
+from proxyd.receipt_key import read_seed
 from proxyd.settings import (
     LIST_MAX,
     LIST_SECTIONS,
@@ -63,7 +64,7 @@ class CacheConfig(msgspec.Struct, frozen=True):
 
 
 class LaneConfig(msgspec.Struct, frozen=True):
-    """[fast] or [slow]; times in seconds."""
+    """[fast], and of [slow] what it has in common with that; times in seconds."""
 
     connections: int
     connect_timeout_s: float
@@ -78,6 +79,20 @@ class LookConfig(msgspec.Struct, frozen=True):
 
     connections: int
     answer_timeout_s: float
+
+
+class SlowConfig(LaneConfig, frozen=True, kw_only=True):
+    """[slow]; see `PrefetchLimits`."""
+
+    per_host: int
+    bytes_per_s: int
+    host_bytes_per_s: int
+    range_bytes: int
+    variants: tuple[tuple[tuple[str, str], ...], ...]
+    skip_hits: bool
+    playlists: bool
+    playlist_max: int
+    follow_hosts: bool
 
 
 class AgentConfig(msgspec.Struct, frozen=True):
@@ -98,10 +113,14 @@ class AgentConfig(msgspec.Struct, frozen=True):
     health_listen: str
     caught_up_wait_s: float
     drop_after_s: int
+    receipt_key_file: str
+    """As `caught_up_file`."""
+    receipt_seed: bytes
+    """What is in that file; empty while it is not there."""
     verify: bool
     log_level: str
     fast: LaneConfig
-    slow: LaneConfig
+    slow: SlowConfig
     breaker: BreakerSettings
     look: LookConfig
     caches: list[CacheConfig]
@@ -151,6 +170,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
     secret = reader.read_secret(values["agent"], folder)
+    key_file, seed = reader.read_receipt_key(values["agent"], folder)
     if reader.faults:
         raise ConfigError(reader.faults)
     agent = values["agent"]
@@ -169,10 +189,12 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
         health_listen=agent["health_listen"],
         caught_up_wait_s=agent["caught_up_wait_s"],
         drop_after_s=agent["drop_after_s"],
+        receipt_key_file=key_file,
+        receipt_seed=seed,
         verify=agent["verify"],
         log_level=agent["log_level"],
         fast=LaneConfig(**values["fast"]),
-        slow=LaneConfig(**values["slow"]),
+        slow=_slow(values["slow"]),
         look=LookConfig(**values["look"]),
         breaker=BreakerSettings(**values["breaker"]),
         caches=[
@@ -191,6 +213,11 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
             for row in caches
         ],
     )
+
+
+def _slow(values: dict[str, Any]) -> SlowConfig:
+    variants = tuple(tuple(variant.items()) for variant in values["variants"])
+    return SlowConfig(**{**values, "variants": variants})
 
 
 def _files(row: dict[str, Any]) -> NginxFiles | None:
@@ -434,6 +461,19 @@ class _Reader:
         if not secret:
             self.blame(f"secret_file: {name} is empty", "agent", 0, "secret_file")
         return secret
+
+    def read_receipt_key(self, agent: dict[str, Any], folder: Path) -> tuple[str, bytes]:
+        """The path of the file that receipts are signed with, and what is in it, if it is there."""
+        name = agent["receipt_key_file"]
+        if not name:
+            return "", b""
+        path = folder / _expand(name)
+        try:
+            return str(path), read_seed(path)
+        except (ValueError, OSError) as error:
+            why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+            self.blame(f"receipt_key_file: {name} {why}", "agent", 0, "receipt_key_file")
+            return "", b""
 
 
 def _expand(path: str) -> str:

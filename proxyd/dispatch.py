@@ -135,8 +135,7 @@ class Dispatcher:
 
     def push(self, home: Outbox, task_id: bytes, head: PushHead, targets: list[bytes], now: float) -> None:
         """Begins a task, or sees that it is in hand or was done, see above; `home` is told of its end."""
-        if self.verify_all and not head.verify and self._is_provable(head):
-            head = structs.replace(head, verify=True)
+        head = self.as_configured(head)
         key = home.scope.mark + task_id
         content = content_of(targets)
         proves = is_evidence_wanted(head)
@@ -167,6 +166,12 @@ class Dispatcher:
         elif home.trusted:
             task.era = self.era
         self._start(task, targets)
+
+    def as_configured(self, head: PushHead) -> PushHead:
+        """What is done for a task of this head: it is verified, if everything is that can be."""
+        if self.verify_all and not head.verify and self._is_provable(head):
+            return structs.replace(head, verify=True)
+        return head
 
     def _is_provable(self, head: PushHead) -> bool:
         """Whether a task like this can be verified at each cache."""

@@ -62,6 +62,8 @@ class Engine:
         self.store = ""
         self.parked = False
         """Whether it is linked by another name."""
+        self.prefetch_bytes_per_s = 0
+        """What it lets prefetches bring here; 0: no bound."""
         self._up_at = -math.inf
         self._introduction: asyncio.Task[None] | None = None
 

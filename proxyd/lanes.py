@@ -26,6 +26,9 @@ from proxyd.local import LocalClient
 from proxyd.logs import Log
 from proxyd.looking import LookClient
 from proxyd.pipeline import CacheClient, Ended
+from proxyd.prefetch.buckets import Bucket
+from proxyd.prefetch.client import PrefetchClient
+from proxyd.prefetch.limits import PrefetchLimits
 from proxyd.probes import Prober
 from proxyd.replay import Replay
 from proxyd.route import Lanes
@@ -46,6 +49,8 @@ class Caches:
         self._leave_s = leave_s
         self._in_use: dict[CacheConfig, Lanes] = {}
         self._leaving: dict[asyncio.Task[None], Lanes] = {}
+        self.budget = Bucket()
+        """What prefetches may bring at all caches together: this agent's part of the fleet's."""
         self._probers: dict[CacheConfig, Prober] = {}
         self._breaker = BreakerSettings()
         self._down: set[Breaker] = set()
@@ -64,7 +69,7 @@ class Caches:
     def apply(self, config: AgentConfig) -> None:
         """Makes, keeps and lets go of lanes; those that are kept get the limits that hold now."""
         self._breaker = config.breaker
-        slow = _limits(config.slow, config.breaker, streaming=True)
+        slow = _slow_limits(config)
         before, self._in_use = self._in_use, {}
         for cache in config.caches:
             lanes = before.pop(cache.identity, None)
@@ -120,7 +125,10 @@ class Caches:
         if cache.rules is not None:
             by_hand = LocalClient(cache.name, RuleFile(cache.rules), fast, self._ended)
             quick = SplitClient(quick, by_hand)
-        long = CacheClient(cache.name, *cache.address, slow, self._ended, self._breaker_below(above))
+        long = PrefetchClient(
+            cache.name, *cache.address, slow, self._ended, self._breaker_below(above), kind=cache.kind,
+            budget=self.budget,
+        )  # fmt: skip
         look = None
         if kind.look is not None:
             limits = _look_limits(config)
@@ -218,6 +226,25 @@ def _fast_limits(lane: LaneConfig, breaker: BreakerSettings, kind: CacheKind) ->
         return limits
     # Behind a large object the next one would wait, and be blamed for it.
     return msgspec.structs.replace(limits, depth=1, until_closed=True)
+
+
+def _slow_limits(config: AgentConfig) -> PrefetchLimits:
+    lane = config.slow
+    variants = tuple(
+        tuple((name.encode(), value.encode()) for name, value in variant) for variant in lane.variants
+    )
+    return PrefetchLimits(
+        **msgspec.structs.asdict(_limits(lane, config.breaker, streaming=True)),
+        per_host=lane.per_host,
+        bytes_per_s=lane.bytes_per_s,
+        host_bytes_per_s=lane.host_bytes_per_s,
+        range_bytes=lane.range_bytes,
+        variants=variants,
+        skip_hits=lane.skip_hits,
+        playlists=lane.playlists,
+        playlist_max=lane.playlist_max,
+        follow_hosts=lane.follow_hosts,
+    )
 
 
 def _bans_of(name: str, kind: CacheKind, lane: LaneConfig) -> Bans | None:

@@ -21,7 +21,8 @@ from wire.signatures import sign_hello
 class LinkSettings(msgspec.Struct, frozen=True):
     """What a link greets with. `key` is empty where the engines ask for none.
 
-    `drop_after_s`: after how long an absence the whole cache may be dropped; None: never.
+    `drop_after_s`: after how long an absence the whole cache may be dropped; None: never. `receipt_key`: what
+    receipts are signed with, where a file says that.
     """
 
     who: Identity
@@ -29,6 +30,7 @@ class LinkSettings(msgspec.Struct, frozen=True):
     key: str = ""
     secret: bytes = b""
     drop_after_s: int | None = None
+    receipt_key: str = ""
 
 
 class Owner(Protocol):
@@ -40,6 +42,10 @@ class Owner(Protocol):
     @property
     def settings(self) -> LinkSettings:
         """How to greet."""
+
+    @property
+    def receipt_key(self) -> str:
+        """What receipts are signed with, as far as that is known."""
 
     @property
     def dispatcher(self) -> Dispatcher:
@@ -92,7 +98,12 @@ class Link(asyncio.Protocol):
             return
         settings = self._owner.settings
         signature = sign(settings, "proxy")
-        self.write(self.session.greet(settings.who, self._owner.worker, signature, settings.drop_after_s))
+        owner = self._owner
+        self.write(
+            self.session.greet(
+                settings.who, owner.worker, signature, settings.drop_after_s, owner.receipt_key
+            )
+        )
 
     def write(self, data: bytes) -> None:
         """Sends, unless the connection is gone."""

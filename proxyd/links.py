@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from proxyd.addresses import format_address
+from proxyd.asks import Asks
 from proxyd.carry import CarriedEngine, CarriedSlot
 from proxyd.catching_up import EngineView
 from proxyd.config import AgentConfig
@@ -21,6 +22,7 @@ from proxyd.homes import Home, parts_of
 from proxyd.link import LinkSettings
 from proxyd.logs import Log
 from proxyd.outbox import Outbox
+from proxyd.receipts import Notary
 from proxyd.roster import Roster
 from proxyd.route import SLOW_TYPES
 from proxyd.session import Greeted, Identity
@@ -35,10 +37,14 @@ SETTLE_AGAIN_S = 2.0
 class Links:
     """All engines."""
 
-    def __init__(self, config: AgentConfig, dispatcher: Dispatcher, log: Log) -> None:
+    def __init__(
+        self, config: AgentConfig, dispatcher: Dispatcher, asks: Asks, notary: Notary, log: Log
+    ) -> None:
         self.dispatcher = dispatcher
+        self.asks = asks
+        self.notary = notary
         self.log = log
-        self.settings = _settings(config)
+        self.settings = self._settings(config)
         """What links greet with."""
         self.silence_s = config.silence_s
         self.leave_s = config.stop_timeout_s
@@ -72,6 +78,12 @@ class Links:
         return sum(slot.serving for slot in self._slots())
 
     @property
+    def prefetch_bytes_per_s(self) -> int:
+        """The least that any engine with a link lets prefetches bring here; 0: no bound."""
+        rates = (engine.prefetch_bytes_per_s for engine in self._engines.values() if engine.up)
+        return min(filter(None, rates), default=0)
+
+    @property
     def engines_up(self) -> tuple[int, int]:
         """(engines that have a link, those of them that were learned)"""
         up = [engine for engine in self._engines.values() if engine.up]
@@ -91,7 +103,7 @@ class Links:
 
     def apply(self, config: AgentConfig) -> None:
         """Links to engines that are new, lets go of those that are gone; notes what is greeted with."""
-        self._greet_with(_settings(config))
+        self._greet_with(self._settings(config))
         self.silence_s = config.silence_s
         self.leave_s = config.stop_timeout_s
         self._extra_max = config.breaker.queue_max
@@ -170,6 +182,13 @@ class Links:
                 if surely or (len(stores) < 2 and (engine.learned or other.learned)):
                     return other
         return None
+
+    def _settings(self, config: AgentConfig) -> LinkSettings:
+        who = Identity(config.name, config.group, config.layer)
+        # One that lives as long as the process is told when it is there: no link greets anew for it.
+        receipt_key = self.notary.public if config.receipt_key_file else ""
+        drop_after_s = config.drop_after_s or None
+        return LinkSettings(who, config.credit, config.key, config.secret, drop_after_s, receipt_key)
 
     def _greet_with(self, settings: LinkSettings) -> None:
         before, self.settings = self.settings, settings
@@ -315,8 +334,3 @@ class Links:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _settings(config: AgentConfig) -> LinkSettings:
-    who = Identity(config.name, config.group, config.layer)
-    return LinkSettings(who, config.credit, config.key, config.secret, config.drop_after_s or None)

@@ -222,6 +222,14 @@ class MergingQueue:
             if each is not first:
                 self._vacate(each)
 
+    def satisfying(self, task_type: str, target: bytes, *, force: bool) -> Exchange | None:
+        """What is queued and would do what such a refresh asks for; None if that would be sent itself."""
+        if self._drop is not None:
+            return self._drop.exchange
+        path = _path_to(task_type, target)
+        entry = None if path is None else _find(self._trees[force], path, task_type == "dir")
+        return None if entry is None else entry.exchange
+
     def take(self, count: int) -> list[Exchange]:
         """Removes and returns the first that are to be sent, at most `count`."""
         return [exchange for exchange, _ in self.take_placed(count)]
@@ -289,15 +297,19 @@ class MergingQueue:
 
 
 def _path_of(exchange: Exchange) -> list[bytes] | None:
-    """Where in the tree an exchange belongs; None if it belongs to no tree."""
-    if exchange.task.head.type not in ("url", "dir"):
+    return _path_to(exchange.task.head.type, exchange.target)
+
+
+def _path_to(task_type: str, target: bytes) -> list[bytes] | None:
+    """Where in the tree a refresh belongs; None if it belongs to no tree."""
+    if task_type not in ("url", "dir"):
         return None
     try:
-        host, path = split_target(exchange.target)
+        host, path = split_target(target)
     except BadTarget:
         return None
     # A directory ends in a slash: nothing stands behind that.
-    parts = path.split(b"/")[1 : -1 if exchange.task.head.type == "dir" else None]
+    parts = path.split(b"/")[1 : -1 if task_type == "dir" else None]
     return [host.lower(), *parts]
 
 

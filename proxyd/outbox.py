@@ -31,7 +31,7 @@ class Outbox:
 
     __slots__ = (
         "_active", "_done", "_kept", "_oldest", "_wake", "_woken",
-        "engine", "layer", "live", "name", "owed", "scope", "trusted",
+        "certify", "engine", "layer", "live", "name", "owed", "scope", "trusted",
     )  # fmt: skip
 
     def __init__(self, wake: Callable[[], None], name: str = "", *, engine: str = "", layer: int = 0) -> None:
@@ -45,6 +45,9 @@ class Outbox:
         """Whether its link is up: one that comes up is pushed again what was not reported."""
         self.trusted = False
         """Whether what was done well may be known by its id when it is pushed again, see `done.py`."""
+        self.certify: Callable[[Task], bytes] | None = None
+        """Makes the receipt line of a task that has evidence, or b"" if it cannot; None where the engine
+        takes none."""
         self._woken = False
         self._done: list[bytes] = []
         self._oldest = 0.0
@@ -71,7 +74,10 @@ class Outbox:
         self._add(self._kept, format_failed(task))
 
     def add_evidence(self, task: Task) -> None:
-        """What is about to be reported has evidence; engines are not told yet."""
+        """What is about to be reported has evidence: a receipt goes before the report."""
+        line = b"" if self.certify is None else self.certify(task)
+        if line:
+            self._add(self._kept, line)
 
     def add_active(self, task: Task) -> None:
         """A task is under way."""
@@ -105,7 +111,12 @@ class Outbox:
             for start in range(0, len(done), step):
                 kept.append(b"report state=done ms=%d -- %b\n" % (ms, b" ".join(done[start : start + step])))
         if max(map(len, kept), default=0) >= line_max:
-            kept = [line if len(line) < line_max else _shorten(line) for line in kept]
+            # (A receipt was made for another connection then: one that took longer lines.)
+            kept = [
+                line if len(line) < line_max else _shorten(line)
+                for line in kept
+                if len(line) < line_max or not line.startswith(b"receipt ")
+            ]
         return kept, active
 
     def __repr__(self) -> str:

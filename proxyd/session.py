@@ -19,11 +19,12 @@ from wire import DEFAULT_LINE_MAX_BYTES, PROTOCOL_VERSION
 from wire.errors import BadLine, Refused, WireError
 from wire.fields import read_id
 from wire.heads import HeadTable
-from wire.lines import Line, LineReader, format_line, parse, read_refused
+from wire.lines import Line, LineReader, format_line, parse, read_count, read_refused
 from wire.tasks import PushHead, push_head_table, read_push_head
 
 # More workers than CPUs of any machine: what an engine says is not believed beyond it.
 WORKERS_MAX = 1024
+RATE_MAX_DIGITS = 15
 # What an engine that is busy did not say: when to send a report again (s).
 RESEND_DEFAULT_S = 1.0
 RESEND_MAX_S = 30.0
@@ -46,12 +47,14 @@ class Greeted(NamedTuple):
     """The engine's answer to hello: who it is, how many workers it has, and where it keeps its tasks.
 
     `store` is empty where it does not say. `tells`: it will say when all that waits was pushed.
+    `receipts`: it takes what was signed of a task.
     """
 
     engine: str
     workers: int
     store: str = ""
     tells: bool = False
+    receipts: bool = False
 
 
 class Credited(NamedTuple):
@@ -62,6 +65,8 @@ class Counted(NamedTuple):
     """How many workers the engine has now, as its answer to a beat says."""
 
     workers: int
+    prefetch_bytes_per_s: int = 0
+    """What prefetches may bring here: this agent's part of what they may to the fleet. 0: no bound."""
 
 
 class Refusal(NamedTuple):
@@ -106,6 +111,17 @@ class Drop(NamedTuple):
     task_id: bytes
 
 
+class Ask(NamedTuple):
+    """An operator wants to know something, see `asks.py`. `head` and `targets` are those of a task."""
+
+    number: int
+    what: str
+    head: PushHead | None
+    targets: list[bytes]
+    fault: str = ""
+    """Why it cannot be answered."""
+
+
 class Resend(NamedTuple):
     """A report the engine could not take now: to be sent again after `wait_s`."""
 
@@ -121,7 +137,7 @@ class Complaint(NamedTuple):
 
 Event = (
     Push | Greeted | Credited | Counted | Refusal | BadPush | Cancel | Drain | Engines | CaughtUp | Drop
-    | Resend | Complaint
+    | Ask | Resend | Complaint
 )  # fmt: skip
 
 
@@ -196,10 +212,12 @@ class LinkSession:
         worker: int,
         signature: dict[str, str | int] | None = None,
         drop_after_s: int | None = None,
+        receipt_key: str = "",
     ) -> bytes:
         """The hello. `signature`: the fields key, ts, nonce and sig.
 
         `drop_after_s`: after how long an absence the engine may ask for a drop of the whole cache.
+        `receipt_key`: what receipts are signed with, if that is known by now.
         """
         if self.state is not LinkState.NEW:
             raise RuntimeError(f"a session greets once; it is {self.state.value}")
@@ -207,7 +225,8 @@ class LinkSession:
         self._waiting.append("hello")
         fields: dict[str, str | int | float | None] = {"v": PROTOCOL_VERSION, "role": "proxy"}
         fields |= {"name": who.name, "group": who.group, "layer": who.layer, "worker": worker, "learn": 1}
-        fields |= {"catch_up": 1, "drop_after": drop_after_s}
+        fields |= {"catch_up": 1, "drop_after": drop_after_s, "asks": 1, "verify": 1}
+        fields["receipt_key"] = receipt_key or None
         return format_line("hello", fields | (signature or {}))
 
     def ready(self, credit: int) -> bytes:
@@ -217,6 +236,11 @@ class LinkSession:
     def beat(self, figures: dict[str, str | int | float | None]) -> bytes:
         """Tells that the agent is alive."""
         return self._request("beat", figures)
+
+    def answer(self, number: int, text: str) -> bytes:
+        """Answers an `Ask`."""
+        self._waiting.append("answer")
+        return format_line("answer", {"ask": number}, [text])
 
     def _request(self, verb: str, fields: dict[str, str | int | float | None]) -> bytes:
         self._waiting.append(verb)
@@ -305,6 +329,8 @@ class LinkSession:
             return Drain([address for address in line.fields.get("to", "").split(",") if address])
         if line.verb == "!engines":
             return Engines(list(items))
+        if line.verb == "!ask":
+            return _read_ask(line, items)
         if self.state is LinkState.DRAINING:
             # What was pushed since then was passed over, so this says nothing of us.
             return None
@@ -325,7 +351,8 @@ class LinkSession:
             return self._take_greeting(line.fields)
         if asked == "beat":
             workers = _read_count(line.fields, "workers", 0)
-            return Counted(workers) if 1 <= workers <= WORKERS_MAX else None
+            rate = _read_rate(line.fields, "prefetch_bytes_per_s")
+            return Counted(workers, rate) if 1 <= workers <= WORKERS_MAX else None
         return Credited() if asked == "ready" else None
 
     def _take_greeting(self, fields: dict[str, str]) -> Greeted:
@@ -339,8 +366,8 @@ def read_greeted(fields: dict[str, str]) -> Greeted:
     workers = _read_count(fields, "workers", 1)
     if not 1 <= workers <= WORKERS_MAX:
         raise LinkBroken(f"the engine says that it has {workers} workers; 1 to {WORKERS_MAX} are possible")
-    tells = fields.get("catch_up") == "1"
-    return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"), tells)
+    tells, receipts = fields.get("catch_up") == "1", fields.get("receipts") == "1"
+    return Greeted(fields.get("engine", "?"), workers, _read_name(fields, "store"), tells, receipts)
 
 
 def _read_name(fields: dict[str, str], name: str) -> str:
@@ -355,11 +382,29 @@ def _read_count(fields: dict[str, str], name: str, default: int) -> int:
     return int(text) if text.isdecimal() and len(text) < 10 else default
 
 
+def _read_rate(fields: dict[str, str], name: str) -> int:
+    text = fields.get(name, "")
+    return int(text) if text.isdecimal() and len(text) <= RATE_MAX_DIGITS else 0
+
+
 def _read_drop(line: Line) -> Event:
     try:
         return Drop(read_id(line.fields.get("task_id", "")).encode())
     except ValueError:
         return Complaint("a drop without a task id that holds")
+
+
+def _read_ask(line: Line, items: tuple[str, ...]) -> Event:
+    number = read_count(line.fields.get("ask", "")) or 0
+    if not number:
+        return Complaint("a question without a number")
+    head, fault = None, ""
+    if "type" in line.fields:
+        try:
+            head = read_push_head(line._replace(fields=line.fields | {"task_id": "-"}))
+        except Refused as refused:
+            fault = refused.msg
+    return Ask(number, line.fields.get("what", ""), head, [item.encode() for item in items], fault)
 
 
 def _read_push(line: Line, items: tuple[str, ...]) -> Event:

@@ -18,11 +18,19 @@ from proxyd.caches.nginx_key import DEFAULT_KEY
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}").fullmatch
 # More engines or caches than any point of presence has; each costs connections.
 LIST_MAX = 64
+_OWN_HEADERS = frozenset({"host", "range", "cache-control"})
+"""Of a prefetch."""
 
 COMMAND_MAX = 16
 
 # What the wire takes: a year.
 DROP_AFTER_MAX_S = 366 * 86_400
+
+# 10 Tbit/s.
+RATE_MAX = 1 << 40
+RANGE_MAX_BYTES = 1 << 40
+# The classes of visitors of a site; each is a fetch more.
+VARIANTS_MAX = 16
 
 REQUIRED = object()
 """In place of a default."""
@@ -113,6 +121,20 @@ def _levels_fault(value: Any) -> str | None:
     return None if fine else f"{value!r} is not one to three of 1 and 2 with : between, as levels= has it"
 
 
+def _variants_fault(value: Any) -> str | None:
+    if len(value) > VARIANTS_MAX:
+        return f"got {len(value)} variants, wanted at most {VARIANTS_MAX}"
+    for variant in value:
+        if not isinstance(variant, dict) or not variant:
+            return f'got {variant!r}, wanted {{ NAME = "value" }}'
+        if fault := http.headers_fault(variant):
+            return fault
+        for name in variant:
+            if name.lower() in _OWN_HEADERS:
+                return f"{name} is the agent's to set; take it out"
+    return None
+
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -168,13 +190,16 @@ TABLE: tuple[Setting, ...] = (
     Setting("agent", "caught_up_file", str, "", "a path",
             "a file that is there only while this agent has caught up; empty: none", _any),
     Setting("agent", "health_listen", str, "", "HOST:PORT",
-            "where GET /caught-up is answered, 200 or 503; empty: nowhere", _listen_fault),
+            "where GET /caught-up and /caches/NAME are answered, 200 or 503; empty: nowhere", _listen_fault),
     _seconds("agent", "caught_up_wait_s", 300.0, 0, 86_400,
              "how long an engine that cannot be reached is waited for before this agent counts as caught up; "
              "0: for ever"),
     _number("agent", "drop_after_s", 0, 0, DROP_AFTER_MAX_S,
             "after how long an absence (s) an engine may have it drop the whole cache; 0: never",
             Reload.GREETING),
+    Setting("agent", "receipt_key_file", str, "", "a path",
+            "the key that receipts are signed with, made when it is missing; empty: one as long-lived as the "
+            "process", _any, Reload.GREETING),
     Setting("agent", "verify", bool, False, "true or false",
             "whether everything that can be verified is, not only tasks with verify=1", _any),
     Setting("agent", "log_level", str, "info", ", ".join(LOG_LEVELS), "what is logged", _level_fault),
@@ -189,6 +214,24 @@ TABLE: tuple[Setting, ...] = (
     _seconds("slow", "connect_timeout_s", 3.0, 0.1, 60, "longest time to connect"),
     _seconds("slow", "answer_timeout_s", 30.0, 0.1, 600, "longest time without a byte of the object"),
     _seconds("slow", "whole_timeout_s", 300.0, 0.1, 86_400, "longest time for one object"),
+    # Half of the connections: an origin that is slow leaves the other half to the others.
+    _number("slow", "per_host", 4, 1, 256, "prefetches in flight for one origin host, at each cache"),
+    _number("slow", "bytes_per_s", 0, 0, RATE_MAX, "what is read from each cache at the most; 0: no bound"),
+    _number("slow", "host_bytes_per_s", 0, 0, RATE_MAX,
+            "what is read of one origin host at each cache at the most; 0: no bound"),
+    _number("slow", "range_bytes", 0, 0, RANGE_MAX_BYTES,
+            "objects are asked for in ranges of so many bytes, for caches that keep slices; 0: whole"),
+    Setting("slow", "variants", list, [], f"at most {VARIANTS_MAX} of {{ NAME = \"value\" }}",
+            "header sets, each of which is warmed where `Vary` says that it makes a difference; none: what a "
+            "prefetch has by itself", _variants_fault),
+    Setting("slow", "skip_hits", bool, True, "true or false",
+            "whether what the cache says it has is passed over, as far as that spares anything", _any),
+    Setting("slow", "playlists", bool, True, "true or false",
+            "whether what an HLS or DASH playlist names is warmed, too", _any),
+    _number("slow", "playlist_max", 10_000, 1, 1_000_000,
+            "how much of that, a target; what is beyond is left out, and the target fails"),
+    Setting("slow", "follow_hosts", bool, False, "true or false",
+            "whether what a playlist names at other hosts than its own is warmed, too", _any),
     _number("look", "connections", 16, 1, 256,
             "connections to each cache for looks, and for purges that are looked after"),
     _seconds("look", "answer_timeout_s", 60.0, 0.1, 600,

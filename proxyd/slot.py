@@ -26,8 +26,9 @@ from proxyd.link import Link, LinkSettings
 from proxyd.outbox import LINE_MAX_BYTES, Outbox
 from proxyd.scope import UNKNOWN, Scope, scope_of
 from proxyd.session import LinkSession, LinkState
-from proxyd.tasks import CarriedTask
+from proxyd.tasks import CarriedTask, Task
 from proxyd.waiting import wait_until
+from wire import DEFAULT_LINE_MAX_BYTES
 
 if TYPE_CHECKING:
     from proxyd.engine import Engine
@@ -87,6 +88,11 @@ class Slot:
     def dispatcher(self) -> Dispatcher:
         """See `link.Owner`."""
         return self.engine.dispatcher
+
+    @property
+    def receipt_key(self) -> str:
+        """See `link.Owner`."""
+        return self.engine.links.notary.public
 
     @property
     def refusing(self) -> bool:
@@ -174,7 +180,7 @@ class Slot:
         scope = self.outbox.scope
         return CarriedSlot(
             self.engine.configured, self.worker, settings, carried, reports, tasks, scope.engine, scope.store,
-            self._said,
+            self._said, self.outbox.certify is not None,
         )  # fmt: skip
 
     @classmethod
@@ -186,6 +192,7 @@ class Slot:
         made.granted = slot.link.granted if slot.link is not None else 0
         made.outbox.restore(slot.reports)
         made._said = slot.said
+        made._take_receipts(slot.receipts)
         return made
 
     def resume_tasks(self, tasks: Iterable[CarriedTask]) -> None:
@@ -244,7 +251,8 @@ class Slot:
                 self._begin(link, event)
             case s.Credited():
                 self.tried.set()
-            case s.Counted(workers):
+            case s.Counted(workers, prefetch_bytes_per_s):
+                self.engine.prefetch_bytes_per_s = prefetch_bytes_per_s
                 self.engine.counted(self, workers)
             case s.Refusal(refused):
                 link.end(LinkRefused(str(refused), refused.field, refused.retry_ms))
@@ -263,6 +271,8 @@ class Slot:
             case s.Drop(task_id):
                 if not self.refusing:
                     self._drop(task_id, now)
+            case s.Ask():
+                self.engine.links.asks.take(link, event)
             case s.Resend(line, wait_s):
                 self._loop.call_later(wait_s, self._restore, [line], self.outbox.scope)
             case s.Complaint(text):
@@ -280,6 +290,7 @@ class Slot:
         # One that is older than the line is not waited for.
         self._said, self._before_that = not greeted.tells, []
         self.outbox.live = True
+        self._take_receipts(greeted.receipts)
         self._belong_to(greeted.engine, greeted.store)
         link.greeted.set()
         self.flush()
@@ -290,6 +301,20 @@ class Slot:
             link.set_reading(False)
             self.tried.set()
         self.engine.greeted(self, greeted)
+
+    def _take_receipts(self, on: bool) -> None:
+        """Whether the engine takes receipts; of what was done while no link is up, by what was said last."""
+        self.outbox.certify = self._certify if on else None
+
+    def _certify(self, task: Task) -> bytes:
+        link = self._link
+        line_max = DEFAULT_LINE_MAX_BYTES if link is None else link.session.line_max
+        try:
+            return self.engine.links.notary.line(task, self.settings.who, line_max)
+        except Exception as error:
+            # Such as a library that cannot be loaded: what was done is reported all the same.
+            self.engine.log.sampled("receipt", "a receipt cannot be made", error=repr(error))
+            return b""
 
     def grant(self, most: int) -> bool:
         """Gives more credit, so that it is `most` beyond the usual; returns whether any was given."""

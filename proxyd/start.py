@@ -43,7 +43,12 @@ async def rehearse(config: AgentConfig) -> None:
     carry.decode(carry.encode(carry.Carried("", 1, 0.0, [])))
     # (What the caches' health check looks at is that of the agent that runs.)
     alone = msgspec.structs.replace(
-        config, engines=[], log_level="error", caught_up_file="", health_listen=""
+        config,
+        engines=[],
+        log_level="error",
+        caught_up_file="",
+        health_listen="",
+        receipt_key_file="",
     )
     agent = Agent(alone, Log(alone.log_level), lambda: alone)
     agent.stop(fast=True)

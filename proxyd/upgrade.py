@@ -110,7 +110,7 @@ def execute(agent: Agent, command: list[str], paused_at: float) -> None:
     engines = agent.links.carry_engines()
     carried = carry.Carried(
         __version__, agent.generation, paused_at, slots, memory, engines, agent.carry_catching_up(now),
-        agent.replayed, agent.health.carry(),
+        agent.replayed, agent.health.carry(), agent.notary.seed,
     )  # fmt: skip
     inherited: list[int] = []
     try:

@@ -56,6 +56,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     tasks_bytes_max: int
     park_above: int
     saver_queue_max: int
+    prefetch_bytes_per_s: int
     advertise: str
     stop_deadline_s: float
     heartbeat_timeout_s: float

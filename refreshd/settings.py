@@ -237,6 +237,11 @@ SETTINGS = (
         "rows that may wait for the store in a worker; at as many, a new task gets `busy`",
     ),
     Setting(
+        "engine", "prefetch_bytes_per_s", _whole(0, 1 << 40), 0, Reload.IN_PLACE,
+        "bytes a second that prefetches may bring to all proxies together, in equal parts to those that are"
+        " online; 0: no bound",
+    ),
+    Setting(
         "engine", "advertise", _ADDRESS_OR_NONE, "", Reload.RESTART,
         "where other engines and agents reach this one's text RPC; \"\": as `listen` says, and where that is"
         " any address (0.0.0.0) by the machine's host name, which they must be able to resolve",

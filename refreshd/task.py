@@ -64,7 +64,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 class Terms:
     """A task's content but for id and targets, as the hot paths want it. Shared by tasks."""
 
-    __slots__ = ("due", "head", "is_plain_url", "kind", "priority", "push", "scope", "ttl_ms", "type")
+    __slots__ = (
+        "due", "head", "is_plain_url", "kind", "priority", "push", "scope", "ttl_ms", "type", "verify",
+    )  # fmt: skip
 
     def __init__(self, head: TaskHead) -> None:
         self.head = head
@@ -72,6 +74,7 @@ class Terms:
         self.kind = TASK_TYPES.index(head.type)
         self.scope = head.scope
         self.due = head.due
+        self.verify = head.verify
         self.ttl_ms = head.ttl_s * 1000
         self.priority = head.priority
         self.is_plain_url = head.type in ("url", "prefetch")
@@ -272,6 +275,14 @@ def mark(rank: int, ms: int) -> bytes:
     return b"%d:%d " % (rank, ms)
 
 
+def verified_mark(rank: int, ms: int) -> bytes:
+    """The mark of a proxy that did every target and saw to it: as `mark`, with a zero before the ms.
+
+    Code that does not know this reads the same number.
+    """
+    return b"%d:0%d " % (rank, ms)
+
+
 def failure_mark(rank: int, ms: int, failure: Failure) -> bytes:
     """The mark of a proxy that ended with failures: `RANK:MS:DONE:FAILED:ERROR `."""
     return f"{rank}:{ms}:{failure.done}:{failure.failed}:{escape(failure.error)} ".encode()
@@ -286,3 +297,13 @@ def read_marks(marks: bytes) -> dict[int, tuple[int, Failure | None]]:
         failure = Failure(int(rest[0]), int(rest[1]), unescape(rest[2])) if rest else None
         read[int(rank)] = (int(ms), failure)
     return read
+
+
+def read_verified(marks: bytes) -> frozenset[int]:
+    """The ranks whose mark is a `verified_mark`."""
+    verified = set()
+    for text in marks.decode().split(" ")[:-1]:
+        rank, ms, *rest = text.split(":", 2)
+        if not rest and len(ms) > 1 and ms.startswith("0"):
+            verified.add(int(rank))
+    return frozenset(verified)

@@ -17,7 +17,7 @@ from refreshd.store.mysql_schema import migrate
 from tools.servers import MariaDb
 from tools.servers.mariadb import install
 
-TABLES = ("task", "plan", "proxy", "handout", "engine")
+TABLES = ("task", "plan", "proxy", "handout", "engine", "parked", "receipt")
 _numbers = itertools.count(1)
 
 

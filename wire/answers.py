@@ -76,6 +76,8 @@ class ProxyStatus(msgspec.Struct, frozen=True):
     failed: int
     ms: int
     error: str | None = None
+    verified: bool | None = None
+    """True where the effect was seen; None where nobody asked for that, or the proxy cannot say."""
 
 
 class OperationStatus(msgspec.Struct, frozen=True):
@@ -136,6 +138,7 @@ def read_proxy_status(fields: Fields) -> ProxyStatus:
         _count(fields, "failed"),
         _count(fields, "ms"),
         fields.get("error"),
+        True if fields.get("verified") == "1" else None,
     )
 
 

@@ -30,6 +30,7 @@ TASK_TYPES = ("url", "dir", "regex", "tag", "prefetch")
 STATES = ("pending", "active", "complete", "failed", "expired", "cancelled")
 FINAL_STATES = frozenset(STATES[2:])
 THEN_PREFETCH = "prefetch"
+ASKS = ("caches", "explain")
 DEFAULT_TTL_S = 86_400
 DEFAULT_PRIORITY = 5
 TTL_MAX_S = 366 * 86_400
@@ -108,6 +109,11 @@ def read_sig(text: str) -> str:
     if not _HEX64(text):
         raise ValueError
     return text
+
+
+def read_key_hex(text: str) -> str:
+    """A public key of 32 bytes in lower-case hex."""
+    return read_sig(text)
 
 
 def read_names(text: str) -> tuple[str, ...]:

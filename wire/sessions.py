@@ -55,6 +55,12 @@ class Hello(NamedTuple):
     """Whether a proxy wants to be told that it has been pushed all that waited for it (`!caught_up`)."""
     drop_after_s: int | None = None
     """After how long an absence a proxy may be told to drop its whole cache (`!drop`); None: never."""
+    asks: bool = False
+    """Whether a proxy answers questions (`!ask`)."""
+    verify: bool = False
+    """Whether a proxy knows `verify=1`: what it then reports done was seen."""
+    receipt_key: str = ""
+    """What a proxy signs its receipts with; empty where it does not say."""
 
 
 class Greeting:
@@ -94,6 +100,9 @@ class Greeting:
             learn=values.get("learn", False),
             catch_up=values.get("catch_up", False),
             drop_after_s=values.get("drop_after"),
+            asks=values.get("asks", False),
+            verify=values.get("verify", False),
+            receipt_key=values.get("receipt_key", ""),
         )
 
     def accept(self) -> None:

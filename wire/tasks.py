@@ -55,7 +55,7 @@ def read_task_head(line: Line) -> TaskHead:
     Raises: Refused, `missing_field` or `bad_field`.
     """
     values = read_fields(_POST_FIELDS_ONLY, line)
-    _check_then(values)
+    check_then(values)
     return TaskHead(
         type=values["type"],
         scope=values.get("scope"),
@@ -69,12 +69,12 @@ def read_task_head(line: Line) -> TaskHead:
     )
 
 
-def _check_then(values: Mapping[str, Any]) -> None:
+def check_then(values: Mapping[str, Any]) -> None:
     """Raises: Refused, where nobody can say what `then` would be done to."""
     if values.get("then") is not None and values["type"] != "url":
         raise Refused(
             "bad_field",
-            f"got then={values['then']} with type={values['type']}, wanted type=url: only there it is known"
+            f"then: got {values['then']} with type={values['type']}, wanted type=url: only there it is known"
             " which objects are to follow",
             field="then",
         )
@@ -145,7 +145,7 @@ _PUSH = VERBS["post_task"]._replace(
 def read_push_head(line: Line) -> PushHead:
     """Reads the fields of a `!task` line. Raises: Refused, naming what an engine got wrong."""
     values = read_fields(_PUSH, line)
-    _check_then(values)
+    check_then(values)
     return PushHead(
         type=values["type"],
         ttl_s=values.get("ttl"),

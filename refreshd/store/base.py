@@ -79,10 +79,20 @@ class ProxyRow(NamedTuple):
     layer: int
 
 
+class ReceiptRow(NamedTuple):
+    """What a proxy signed of a task, as text; a later one of the two takes its place."""
+
+    serial: int
+    proxy: str
+    text: bytes
+
+
 class Batch:
     """What one commit keeps."""
 
-    __slots__ = ("finished", "forgotten", "low", "parked", "plans", "proxies", "results", "tasks")
+    __slots__ = (
+        "finished", "forgotten", "low", "parked", "plans", "proxies", "receipts", "results", "tasks",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.tasks: list[TaskRow] = []
@@ -96,12 +106,19 @@ class Batch:
         self.proxies: list[ProxyRow] = []
         self.forgotten: list[str] = []
         """Names of proxies to take out."""
+        self.receipts: list[ReceiptRow] = []
+        """Of tasks that are there; they go when these are dropped."""
         self.low = 0
         """All tasks with smaller serials that this worker owns have a result that was committed before."""
 
     def __len__(self) -> int:
         return (
-            len(self.tasks) + len(self.results) + len(self.parked) + len(self.proxies) + len(self.forgotten)
+            len(self.tasks)
+            + len(self.results)
+            + len(self.parked)
+            + len(self.proxies)
+            + len(self.forgotten)
+            + len(self.receipts)
         )
 
 
@@ -234,6 +251,9 @@ class Reader(Protocol):
 
     def serials(self, serials: list[int]) -> list[Stored]:
         """The tasks with these serials, newest first."""
+
+    def receipts(self, serial: int, after: str, rows: int) -> list[ReceiptRow]:
+        """Some receipts of a task, of proxies whose names come after `after`, by these names."""
 
     def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
         """Tasks older than serial `before`, newest first; of one final state, or unfinished ones only."""

@@ -31,6 +31,7 @@ from refreshd.store.mysql_rows import (
     end_tasks,
     hexed,
     insert_tasks,
+    keep_receipts,
     numbers,
     packets,
     park_tasks,
@@ -98,7 +99,15 @@ class MysqlLane:
         packet_bytes = self._session.packet_bytes()
         inserts = list(insert_tasks(batch.tasks, self._member.number, packet_bytes))
         ends = list(end_tasks(batch.results, self._member.number, packet_bytes))
-        script = [self._member.seen, *self._small(batch), *self._parks(batch, packet_bytes), *inserts, *ends]
+        receipts = keep_receipts(batch.receipts, packet_bytes)
+        script = [
+            self._member.seen,
+            *self._small(batch),
+            *self._parks(batch, packet_bytes),
+            *receipts,
+            *inserts,
+            *ends,
+        ]
         results: list[Result] = []
         for some in packets(script, packet_bytes):
             results += self._session.query(*some)
@@ -228,7 +237,9 @@ class MysqlLane:
         if serials:
             # An engine of an older version may have ended some that were parked.
             self._session.query(
-                b"DELETE FROM task WHERE serial IN (%b)" % numbers(serials), *unpark_tasks(serials)
+                b"DELETE FROM task WHERE serial IN (%b)" % numbers(serials),
+                b"DELETE FROM receipt WHERE serial IN (%b)" % numbers(serials),
+                *unpark_tasks(serials),
             )
         # Older tasks that are still wanted are not walked past again and again; at the end all are, once.
         more = bool(serials or self._drop_from)

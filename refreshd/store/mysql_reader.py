@@ -8,7 +8,7 @@ from typing import Any
 from refreshd.errors import StoreDamaged
 from refreshd.mysql_url import MysqlUrl
 from refreshd.shard import SERIAL_MAX
-from refreshd.store.base import Parked, ParkedCount, ParkedTask, ProxyRow, Stored, StoredResult
+from refreshd.store.base import Parked, ParkedCount, ParkedTask, ProxyRow, ReceiptRow, Stored, StoredResult
 from refreshd.store.checks import check_body
 from refreshd.store.mysql_connection import Session
 from refreshd.store.mysql_rows import hexed, numbers
@@ -136,6 +136,14 @@ class MysqlReader:
         if not serials:
             return []
         return self._stored(b"", b"task.serial IN (%b) ORDER BY task.serial DESC" % numbers(serials))
+
+    def receipts(self, serial: int, after: str, rows: int) -> list[ReceiptRow]:
+        """See `base.Reader`: of any engine's tasks."""
+        found = self._rows(
+            b"SELECT serial, proxy, body FROM receipt WHERE serial=%d AND proxy > %b ORDER BY proxy LIMIT %d"
+            % (serial, hexed(after.encode()), rows)
+        )
+        return [ReceiptRow(*row) for row in found]
 
     def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
         """See `base.Reader`: tasks of all engines."""

@@ -14,10 +14,13 @@ from typing import Annotated
 from zlib import crc32
 
 import msgspec
+import structlog
 
 from refreshd.errors import StoreFailed, StoreUnavailable
 from refreshd.shard import SERIAL_MAX
-from refreshd.store.base import Parked, ResultRow, TaskRow
+from refreshd.store.base import Parked, ReceiptRow, ResultRow, TaskRow
+
+log = structlog.get_logger()
 
 # Ends that go in one statement; fewer where that is longer than a packet.
 ENDS_MAX = 4_096
@@ -28,6 +31,7 @@ _PARK_TASKS = (
     b"REPLACE INTO parked"
     b" (serial, grp, layer, priority, mask, deadline_ms, updated_ms, state, failed, marks) VALUES "
 )
+_KEEP_RECEIPTS = b"REPLACE INTO receipt (serial, proxy, body) VALUES "
 # JSON_TABLE cuts and zeroes what does not fit its columns, without a word. So they are wider than those of
 # `task`, which do complain, and what is put in is checked before (`_Ends`).
 _END_TASKS = (
@@ -126,6 +130,28 @@ def unpark_tasks(serials: Sequence[int]) -> Iterator[bytes]:
     """Statements that take out tasks that have ended, parked or not."""
     for at in range(0, len(serials), ENDS_MAX):
         yield b"DELETE FROM parked WHERE serial IN (%b)" % numbers(serials[at : at + ENDS_MAX])
+
+
+def keep_receipts(receipts: Sequence[ReceiptRow], packet_bytes: int) -> Iterator[bytes]:
+    """Statements that write receipts; each at most `packet_bytes`.
+
+    One that fits in no packet is left out, with a word in the log: it must not keep tasks from ending.
+    """
+    room = packet_bytes - len(_KEEP_RECEIPTS)
+    rows = []
+    for receipt in receipts:
+        row = b"(%d,%b,%b)" % (receipt.serial, hexed(receipt.proxy.encode()), hexed(receipt.text))
+        if len(row) < room:
+            rows.append(row)
+        else:
+            log.warning(
+                "a receipt is left out: it does not fit in a packet; raise the database's max_allowed_packet",
+                proxy=receipt.proxy,
+                bytes=len(row),
+                room=room,
+            )
+    for some in _fitting(rows, room):
+        yield _KEEP_RECEIPTS + b",".join(some)
 
 
 def end_tasks(results: Sequence[ResultRow], owner: int, packet_bytes: int) -> Iterator[bytes]:

@@ -166,6 +166,7 @@ class SqliteLane:
         if batch.results:
             self._unpark([row[0] for row in batch.results])
         insert(self._db, "INSERT OR REPLACE INTO proxy VALUES", batch.proxies)
+        insert(self._db, "INSERT OR REPLACE INTO receipt VALUES", batch.receipts)
         for name in batch.forgotten:
             self._db.execute("DELETE FROM proxy WHERE name=?", (name,))
 
@@ -393,7 +394,7 @@ class SqliteLane:
             (self._drop_from, first_serial(before_ms), before_ms, DROP_ROWS),
         ).fetchall()
         serials = [row[0] for row in rows]
-        for table in ("task", "result", "straggler", "parked"):
+        for table in ("task", "result", "straggler", "parked", "receipt"):
             delete(self._db, table, serials)
         # Once round the index after the last task was dropped, then it rests.
         self._sweeps_left = _SWEEPS if serials else max(self._sweeps_left - 1, 0)

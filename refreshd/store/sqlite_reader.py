@@ -9,7 +9,7 @@ from typing import Any
 
 from refreshd.shard import SERIAL_MAX
 from refreshd.store import sqlite_index as index
-from refreshd.store.base import Parked, ParkedCount, ParkedTask, ProxyRow, Stored, StoredResult
+from refreshd.store.base import Parked, ParkedCount, ParkedTask, ProxyRow, ReceiptRow, Stored, StoredResult
 from refreshd.store.checks import check_body
 from refreshd.store.sqlite_file import READER_CACHE_KIB, connect, stored_low, translated
 from refreshd.task import State
@@ -150,6 +150,14 @@ class SqliteReader:
         """See `base.Reader`."""
         marks = ",".join("?" * len(serials))
         return self._stored(f"{_STORED} WHERE task.serial IN ({marks}) ORDER BY task.serial DESC", serials)
+
+    def receipts(self, serial: int, after: str, rows: int) -> list[ReceiptRow]:
+        """See `base.Reader`."""
+        found = self._rows(
+            "SELECT serial, proxy, body FROM receipt WHERE serial = ? AND proxy > ? ORDER BY proxy LIMIT ?",
+            (serial, after, rows),
+        )
+        return [ReceiptRow(*row) for row in found]
 
     def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
         """See `base.Reader`."""

@@ -516,6 +516,7 @@ class Connection(asyncio.Protocol):
                 "line_max": engine.line_max,
                 "store": self.hub.cluster.store_name,
                 "catch_up": 1 if hello.catch_up else None,
+                "receipts": 1 if hello.role == "proxy" else None,
             },
         )
 
@@ -532,6 +533,9 @@ class Connection(asyncio.Protocol):
                 session = ProxySession(self.hub.proxies, hello.name, self, self.close, learns=hello.learn)
                 session.link.tell_caught_up = hello.catch_up
                 session.link.drop_after_s = hello.drop_after_s
+                session.answers = hello.asks
+                session.verifies = hello.verify
+                session.receipt_key = hello.receipt_key
                 self.serve_proxy(session)
                 self.hub.proxies.connected(session)
         self._regulate()

@@ -68,13 +68,17 @@ class Clock:
 class Counters:
     """Events since the worker started; hot paths add to them in place."""
 
-    __slots__ = ("accepted", "finished", "pairs")
+    __slots__ = ("accepted", "finished", "pairs", "receipts", "receipts_dropped")
 
     def __init__(self) -> None:
         self.accepted = 0
         self.finished = dict.fromkeys(State, 0)
         self.pairs = 0
         """(task, proxy) pairs that were reported."""
+        self.receipts = 0
+        """Receipts of proxies that were given to the store."""
+        self.receipts_dropped = 0
+        """Those for which there was no room while the store was away."""
 
 
 class Engine:
@@ -453,6 +457,19 @@ class Engine:
         task.left = following.size
         task.mask = None
         self.append(task)
+
+    def keep_receipt(self, task: Task, proxy: str, text: bytes) -> None:
+        """Saves what a proxy signed of a task, no later than an end of it that is reported behind it."""
+        saver = self.savers[self.shards.lane(task.id)]
+        if saver.batch.add_receipt(task.serial, proxy, text):
+            self.counters.receipts += 1
+            saver.wake()
+            return
+        if not self.counters.receipts_dropped:
+            log.warning(
+                "receipts are dropped: too many wait for the store", task=task.id.decode(), proxy=proxy
+            )
+        self.counters.receipts_dropped += 1
 
     def _close(self, task: Task, state: State) -> None:
         """Saves a task's end; it shows once it is saved."""

@@ -50,6 +50,9 @@ def collect(hub: Hub) -> Figures:
         "proxy_links": len(hub.proxies.sessions),
         "tasks_accepted": engine.counters.accepted,
         "pairs_reported": engine.counters.pairs,
+        "receipts_queue_bytes": sum(saver.batch.receipt_bytes for saver in savers),
+        "receipts_kept": engine.counters.receipts,
+        "receipts_dropped": engine.counters.receipts_dropped,
         "commits": sum(saver.commits for saver in savers),
     }
     for state, number in engine.counters.finished.items():
@@ -102,6 +105,7 @@ def proxies(hub: Hub) -> dict[str, dict[str, Any]]:
             "waiting": waiting[link] if link is not None else _owed(hub, proxy.name),
             "parked": hub.parking.owed_by(proxy.name),
             "seen": hub.proxies.seen_ms_ago(proxy.name),
+            "receipt_key": session.receipt_key if session is not None else "",
         }
     return views
 
@@ -112,7 +116,8 @@ def add_views(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) 
     for name in one.keys() & other.keys():
         seen = [view["seen"] for view in (one[name], other[name]) if view["seen"] is not None]
         numbers = {key: one[name].get(key, 0) + other[name].get(key, 0) for key in _ADDED}
-        added[name] = {**one[name], **numbers, "seen": min(seen, default=None)}
+        key = one[name].get("receipt_key") or other[name].get("receipt_key") or ""
+        added[name] = {**one[name], **numbers, "seen": min(seen, default=None), "receipt_key": key}
     return added
 
 

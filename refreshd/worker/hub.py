@@ -29,6 +29,7 @@ from refreshd.shard import ShardMap
 from refreshd.store.base import Parked, ProxyRow, Reader
 from refreshd.store.opening import open_store
 from refreshd.task import Task
+from refreshd.worker.asking import Asking
 from refreshd.worker.callers import Caller
 from refreshd.worker.cluster import Cluster
 from refreshd.worker.connection import Connection
@@ -102,6 +103,7 @@ class Hub:
         self.watching = Watching(self)
         self.mesh = Mesh(shards.slot, shards.workers, self, loop)
         self.proxies = Proxies(self)
+        self.asking = Asking(self)
         self.requests = Requests(self)
         self.siblings = Siblings(self)
         self.greeter = Greeter(self)

@@ -15,13 +15,13 @@ from refreshd.fanout import Segment
 from refreshd.fleet import Proxy
 from refreshd.shard import GIVEN
 from refreshd.store.base import ProxyRow
-from refreshd.task import Failure, Task, failure_mark, mark
+from refreshd.task import Failure, Task, failure_mark, mark, verified_mark
 from refreshd.worker.links import Link, Relayed
 from refreshd.worker.proxy_session import ERROR_MAX_CHARS, ProxySession
 from wire.errors import Refused
 from wire.fields import bad_field
 from wire.heads import is_id
-from wire.lines import format_line, parse
+from wire.lines import Value, format_line, parse
 from wire.sessions import Hello
 
 if TYPE_CHECKING:
@@ -175,6 +175,12 @@ class Proxies:
         log.info("proxy disconnected", proxy=session.name)
         self._choose_way(session.name)
 
+    def way_to(self, name: str) -> int | None:
+        """The slot of a worker that has a connection to a proxy, this one's if it can be."""
+        if name in self.sessions:
+            return self.hub.shards.slot
+        return min(self._ways.get(name, ()), default=None)
+
     def sibling_link(self, slot: int, name: str, up: bool) -> None:
         """A sibling has, or no longer has, a connection to a proxy."""
         ways = self._ways.setdefault(name, set())
@@ -223,8 +229,10 @@ class Proxies:
 
     # ── reports ───────────────────────────────────────────────────────────────────────────
 
-    def done(self, name: str, ids: list[bytes], ms: int | None) -> list[bytes]:
+    def done(self, name: str, ids: list[bytes], ms: int | None, *, verifies: bool = False) -> list[bytes]:
         """Each of these tasks is done at the proxy. Returns the ids that are not in memory here.
+
+        `verifies`: what was to be verified was.
 
         Whichever connection the report came on, what is freed is the link that the
         task was pushed on: the one in use, if its cursor has read the task.
@@ -234,7 +242,7 @@ class Proxies:
         """
         engine = self.hub.engine
         if engine.moving:
-            ids = self._leave_to_successor(name, ids, ms)
+            ids = self._leave_to_successor(name, ids, ms, verifies)
         tasks = engine.tasks
         watched = self.hub.watches
         link = self.hub.pusher.links.get(name)
@@ -278,7 +286,11 @@ class Proxies:
             else:
                 # Done on an earlier connection, and not read on this one: it must not be pushed again.
                 segment.uniform = False
-            task.add_mark(shared or mark(rank, max(now_ms - task.updated_ms, 0)))
+            if verifies and task.terms.verify:
+                task_ms = ms if ms is not None else max(now_ms - task.updated_ms, 0)
+                task.add_mark(verified_mark(rank, task_ms))
+            else:
+                task.add_mark(shared or mark(rank, max(now_ms - task.updated_ms, 0)))
             if task.extra is not None:
                 task.extra.progress.pop(rank, None)
             task.left -= 1
@@ -293,7 +305,7 @@ class Proxies:
             watched.changed(task)
         return missing
 
-    def _leave_to_successor(self, name: str, ids: list[bytes], ms: int | None) -> list[bytes]:
+    def _leave_to_successor(self, name: str, ids: list[bytes], ms: int | None, verifies: bool) -> list[bytes]:
         """Reports for tasks that went to the successor go there, too. Returns the other ids."""
         owner = self.hub.shards.owner
         kept = [task_id for task_id in ids if owner(task_id) not in GIVEN]
@@ -302,7 +314,7 @@ class Proxies:
         for to in GIVEN:
             gone = [task_id for task_id in ids if owner(task_id) == to]
             if gone:
-                self.hub.mesh.tell(_done_line(name, gone, ms), to)
+                self.hub.mesh.tell(_done_line(name, gone, ms, verifies), to)
         return kept
 
     def one(self, name: str, task: Task, values: dict[str, Any]) -> None:
@@ -338,16 +350,16 @@ class Proxies:
         link.freed(targets)
         self.hub.pusher.due(link)
 
-    def reported(self, link: Link, missing: list[bytes], ms: int | None) -> None:
+    def reported(self, link: Link, missing: list[bytes], ms: int | None, *, verifies: bool = False) -> None:
         """Passes on reports for tasks that live at siblings."""
         if link.replay is not None and link.replay.drop_id in missing:
             missing.remove(link.replay.drop_id)
             link.replay.dropped()
         for task_id in missing:
             self._free_relayed(link, task_id)
-        self._tell_owners(link.name, [task_id for task_id in missing if is_id(task_id)], ms)
+        self._tell_owners(link.name, [task_id for task_id in missing if is_id(task_id)], ms, verifies)
 
-    def _tell_owners(self, name: str, ids: list[bytes], ms: int | None) -> None:
+    def _tell_owners(self, name: str, ids: list[bytes], ms: int | None, verifies: bool) -> None:
         """Passes on a report to whoever has the tasks; what is this worker's and not here is finished."""
         shards = self.hub.shards
         by_owner: dict[int, list[bytes]] = {}
@@ -356,7 +368,7 @@ class Proxies:
             if owner != shards.slot:
                 by_owner.setdefault(owner, []).append(task_id)
         for owner, some in by_owner.items():
-            self.hub.mesh.tell(_done_line(name, some, ms), owner)
+            self.hub.mesh.tell(_done_line(name, some, ms, verifies), owner)
 
     def pass_on_one(self, link: Link, task_id: bytes, values: dict[str, Any]) -> None:
         """As `reported`, for a report that is about one task."""
@@ -382,8 +394,9 @@ class Proxies:
         name = line.fields["proxy"]
         if line.fields["state"] == "done":
             ms = int(line.fields["ms"]) if line.fields.get("ms") else None
-            missing = self.done(name, [item.encode() for item in line.items or ()], ms)
-            self._tell_owners(name, missing, ms)
+            verifies = line.fields.get("verified") == "1"
+            missing = self.done(name, [item.encode() for item in line.items or ()], ms, verifies=verifies)
+            self._tell_owners(name, missing, ms, verifies)
             return
         task_id = line.fields["task_id"].encode()
         owner = self.hub.shards.owner(task_id)
@@ -400,6 +413,22 @@ class Proxies:
                 self.one(name, task, values)
             except Refused as refused:
                 log.warning("a proxy reported nonsense", proxy=name, error=str(refused))
+
+    def receipt(self, name: str, task_id: bytes, text: str) -> None:
+        """A proxy's receipt goes where its reports go; of a task that is not there it is dropped."""
+        owner = self.hub.shards.owner(task_id)
+        if owner != self.hub.shards.slot:
+            fields: dict[str, Value] = {"proxy": name, "task_id": task_id.decode()}
+            self.hub.mesh.tell(format_line("receipt", fields, [text])[:-1], owner)
+            return
+        task = self.hub.engine.tasks.get(task_id)
+        if task is not None and any(name in layer.places for layer in task.layer.plan.layers):
+            self.hub.engine.keep_receipt(task, name, text.encode())
+
+    def receipt_passed_on(self, raw: bytes) -> None:
+        """A receipt that a proxy gave to a sibling, which may not know yet that a task has a new owner."""
+        line = parse(raw)
+        self.receipt(line.fields["proxy"], line.fields["task_id"].encode(), (line.items or ("",))[0])
 
     def send_away(self) -> None:
         """Proxies are to connect elsewhere: siblings reach them through this worker no more."""
@@ -493,16 +522,25 @@ class Proxies:
             if heard:
                 self.hub.mesh.tell(format_line("heard", {}, heard)[:-1])
 
+    @property
+    def prefetch_bytes_per_s(self) -> int:
+        """What prefetches may bring to each proxy: its part of what they may to all. 0: no bound."""
+        # A proxy connects to every worker, so one of the two mostly is all of them.
+        online = max(1, len(self.sessions), len(self._ways))
+        whole = self.hub.config.engine.prefetch_bytes_per_s
+        return max(1, whole // online) if whole else 0
+
     def seen_ms_ago(self, name: str) -> int | None:
         """Milliseconds since this worker had a line from the proxy; None: it is not connected here."""
         session = self.sessions.get(name)
         return None if session is None else self.hub.engine.clock.mono_ms - session.heard_ms
 
 
-def _done_line(name: str, ids: list[bytes], ms: int | None) -> bytes:
+def _done_line(name: str, ids: list[bytes], ms: int | None, verifies: bool) -> bytes:
     """A report of a proxy, as workers pass it on."""
-    ms_field = b"" if ms is None else b" ms=%d" % ms
-    return b"report proxy=%b state=done%b -- %b" % (name.encode(), ms_field, b" ".join(ids))
+    more = b"" if ms is None else b" ms=%d" % ms
+    more += b" verified=1" if verifies else b""
+    return b"report proxy=%b state=done%b -- %b" % (name.encode(), more, b" ".join(ids))
 
 
 def _check_listed(known: Proxy, hello: Hello) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from refreshd.worker.handover.connections import MovedProxy
 from refreshd.worker.links import Link, Relayed
 from refreshd.worker.turns import Turn
-from wire.errors import BadLine
-from wire.fields import missing_field
+from wire.errors import BadLine, Refused
+from wire.fields import bad_field, missing_field
 from wire.lines import Line, parse
+from wire.receipts import BadReceipt, read_named, read_receipt
 from wire.verbs import VERBS, read_fields
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ class ProxySession:
         """`link`: the one that was kept for it, if the connection comes from another process."""
         self.learns = learns
         """Whether it wants to be told of other engines."""
+        self.answers = False
+        """Whether it answers questions."""
+        self.verifies = False
+        """Whether it knows what `verify=1` means."""
+        self.receipt_key = ""
+        """What it signs its receipts with, as it says."""
         self.name = name
         self.wire = wire
         self.link = link or Link(name, wire)
@@ -72,6 +79,9 @@ class ProxySession:
             cancelled=link.cancelled,
             catch_up=link.tell_caught_up,
             drop_after_s=link.drop_after_s,
+            answers=self.answers,
+            verifies=self.verifies,
+            receipt_key=self.receipt_key,
             relayed=[(task_id, *of) for task_id, of in link.relayed.items()],
             waiting=[(p.task_id, p.targets, p.line, p.slot) for p in link.relay],
         )
@@ -86,6 +96,9 @@ class ProxySession:
         self.heard_ms = moved.heard_ms
         self.figures = moved.figures
         self.learns = moved.learns
+        self.answers = moved.answers
+        self.verifies = moved.verifies
+        self.receipt_key = moved.receipt_key
         link.tell_caught_up = moved.catch_up
         link.drop_after_s = moved.drop_after_s
 
@@ -107,7 +120,9 @@ class ProxySession:
         self._done(turn, ids, int(ms_text) if ms_text else None)
 
     def _done(self, turn: Turn, ids: list[bytes], ms: int | None) -> None:
-        self._proxies.reported(self.link, self._proxies.done(self.name, ids, ms), ms)
+        verifies = self.verifies
+        missing = self._proxies.done(self.name, ids, ms, verifies=verifies)
+        self._proxies.reported(self.link, missing, ms, verifies=verifies)
         turn.parts.append(b"ok n=%d\n" % len(ids))
 
     def report(self, turn: Turn, line: Line, values: dict[str, Any]) -> None:
@@ -128,6 +143,22 @@ class ProxySession:
         else:
             proxies.pass_on_one(self.link, task_id, values)
         turn.parts.append(b"ok n=1\n")
+
+    def receipt(self, line: Line, values: dict[str, Any]) -> None:
+        """What it has signed of a task is kept. Raises: Refused, for what is no receipt of its own."""
+        items = line.items or ()
+        if len(items) != 1:
+            raise bad_field("receipt", f"{len(items)} items", "one JSON object")
+        try:
+            receipt = read_receipt(items[0])
+            named = read_named(receipt)
+        except BadReceipt as error:
+            raise Refused("bad_field", f"receipt: {error}", field="receipt") from None
+        task_id = values["task_id"]
+        if (named.proxy, named.task) != (self.name, task_id):
+            wanted = f"{self.name} {task_id}, as proxy and task of its payload"
+            raise bad_field("receipt", f"{named.proxy} {named.task}", wanted)
+        self._proxies.receipt(self.name, task_id.encode(), items[0])
 
 
 def _read_report(raw: bytes) -> tuple[Line, dict[str, Any]]:

@@ -16,7 +16,7 @@ import structlog
 
 from refreshd.errors import StoreError
 from refreshd.shard import ShardMap
-from refreshd.store.base import Reader, Stored
+from refreshd.store.base import Reader, ReceiptRow, Stored
 from refreshd.task import State
 from refreshd.worker.saver import Saver
 from refreshd.worker.turns import Turn
@@ -128,6 +128,10 @@ class Queries:
         """A task whose serial is known. Raises: StoreError."""
         found = await self._read(self._readers[self._shards.lane(task_id)].serials, [serial])
         return found[0] if found else None
+
+    async def receipts(self, task_id: bytes, serial: int, after: str, rows: int) -> list[ReceiptRow]:
+        """Some receipts of a task, see `base.Reader`. Raises: StoreError."""
+        return await self._read(self._readers[self._shards.lane(task_id)].receipts, serial, after, rows)
 
     async def page(self, before: int, limit: int, state: State | None, unfinished: bool) -> list[Stored]:
         """This worker's tasks older than a serial, newest first. Raises: StoreError."""

@@ -21,7 +21,7 @@ from refreshd.worker.accepting import conflict, same_content
 from refreshd.worker.callers import Caller
 from refreshd.worker.turns import Turn
 from wire.errors import BadLine, Refused, WireError
-from wire.lines import Line, format_refused, parse
+from wire.lines import Line, format_line, format_refused, parse
 from wire.verbs import VERBS, read_fields
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ _DONE = b"report state=done "
 DEFAULT_LIMIT = 100
 # A listing of what is pending or active looks at this many unfinished tasks at a time.
 _PAGE = 1000
+# Receipts that are read for one reply; each has 256 KiB at the most, and usually one.
+RECEIPTS_PAGE = 16
 MESH_DEADLINE_S = 5.0
 
 Foreign = dict[int, tuple[list[int], list[bytes]]]
@@ -50,16 +52,20 @@ class Requests:
             "ping": self._ping,
             "get_task": self._get_task,
             "task_detail": self._task_detail,
+            "task_receipt": self._task_receipt,
             "cancel_task": self._cancel_task,
             "watch_task": self._watch_task,
             "list_tasks": self._list_tasks,
             "stats": self._stats,
             "list_proxies": self._list_proxies,
+            "ask_proxies": self._ask_proxies,
             "forget_proxy": self._forget_proxy,
             "list_quotas": self._list_quotas,
             "list_engines": self._list_engines,
             "ready": self._ready,
             "report": self._report,
+            "receipt": self._receipt,
+            "answer": self._answer,
             "beat": self._beat,
         }
 
@@ -203,6 +209,39 @@ class Requests:
             views.stored_detail,
             lambda stored: self.hub.cluster.elsewhere.answer(stored, line, views.stored_detail),
         )
+
+    def _task_receipt(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        task_id = values["task_id"].encode()
+
+        async def ask() -> bytes:
+            owner = self.hub.shards.owner(task_id)
+            if owner != self.hub.shards.slot:
+                # Asked of, not left to: what a connection may have unanswered is counted where that is.
+                raw = format_line(line.verb, {**values})[:-1]
+                return await self.hub.mesh.ask(owner, raw, MESH_DEADLINE_S, caller.context())
+            # It shows what came before it, as listings do.
+            await self.hub.catch_up()
+            serial = await self._serial_of(task_id)
+            after = values.get("after", "")
+            rows = await self.hub.queries.receipts(task_id, serial, after, RECEIPTS_PAGE)
+            return views.receipts(rows, may_be_more=len(rows) == RECEIPTS_PAGE)
+
+        caller.begin_listing()
+        try:
+            self.hub.queries.submit(turn, ask, caller.end_listing)
+        except Refused:
+            caller.end_listing()
+            raise
+
+    async def _serial_of(self, task_id: bytes) -> int:
+        """Raises: Refused, `not_found`; StoreError."""
+        task = self.hub.engine.tasks.get(task_id)
+        if task is not None and task.state is not State.NEW:
+            return task.serial
+        stored = await self.hub.queries.find(task_id)
+        if stored is None:
+            raise Refused("not_found", f"no task is called {task_id.decode()}")
+        return stored.serial
 
     def _watch_task(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         def in_memory(task: Task) -> bytes:
@@ -360,6 +399,9 @@ class Requests:
 
         self.hub.queries.submit(turn, ask)
 
+    def _ask_proxies(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        self.hub.asking.begin(turn, line, values)
+
     def _forget_proxy(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         async def ask() -> bytes:
             await self.hub.proxies.forget(values["name"])
@@ -387,11 +429,23 @@ class Requests:
         if caller.session is not None:
             caller.session.report(turn, line, values)
 
+    def _receipt(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        if caller.session is not None:
+            caller.session.receipt(line, values)
+            turn.parts.append(b"ok\n")
+
+    def _answer(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
+        if caller.session is not None:
+            self.hub.asking.answered(caller.session, values["ask"], line.items or ())
+            turn.parts.append(b"ok\n")
+
     def _beat(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         if caller.session is not None:
             caller.session.beat(values)
             now_and_workers = (self.hub.engine.clock.wall_ms, self.hub.shards.workers)
-            turn.parts.append(b"ok now=%d workers=%d\n" % now_and_workers)
+            rate = self.hub.proxies.prefetch_bytes_per_s
+            budget = b" prefetch_bytes_per_s=%d" % rate if rate else b""
+            turn.parts.append(b"ok now=%d workers=%d%b\n" % (*now_and_workers, budget))
 
     def _ping(self, caller: Caller, turn: Turn, line: Line, values: dict[str, Any]) -> None:
         draining = b" draining=1" if self.hub.engine.draining else b""

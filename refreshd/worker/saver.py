@@ -29,7 +29,7 @@ from zlib import crc32
 import structlog
 
 from refreshd.errors import StoreError, StoreUnavailable
-from refreshd.store.base import Batch, Lane, Parked, ProxyRow
+from refreshd.store.base import Batch, Lane, Parked, ProxyRow, ReceiptRow
 from refreshd.task import State, Task, body_of
 from refreshd.worker.turns import Turn
 
@@ -42,6 +42,8 @@ RETRY_S = 0.5
 # 1,024 tasks every 20 ms are 50,000 a second: more than a lane accepts for long.
 UPKEEP_S = 5.0
 UPKEEP_MORE_S = 0.02
+# Receipts that wait for a store that is away; beyond it they are dropped. Usually one has 0.5 KB.
+RECEIPTS_MAX_BYTES = 32 << 20
 
 
 class SaveBatch:
@@ -54,6 +56,8 @@ class SaveBatch:
         "low",
         "parking",
         "proxies",
+        "receipt_bytes",
+        "receipts",
         "tasks",
         "turns",
         "waiters",
@@ -68,6 +72,8 @@ class SaveBatch:
         """Tasks that may leave memory once this is kept, with what is kept of each."""
         self.proxies: list[ProxyRow] = []
         self.forgotten: list[str] = []
+        self.receipts: list[ReceiptRow] = []
+        self.receipt_bytes = 0
         self.low = 0
         self.waiters: list[Callable[[StoreError | None], None]] = []
 
@@ -78,6 +84,7 @@ class SaveBatch:
             + len(self.parking)
             + len(self.proxies)
             + len(self.forgotten)
+            + len(self.receipts)
             + len(self.waiters)
         )
 
@@ -88,6 +95,14 @@ class SaveBatch:
             self.last_turn = turn
             self.turns.append(turn)
             turn.waiting += 1
+
+    def add_receipt(self, serial: int, proxy: str, text: bytes) -> bool:
+        """What a proxy signed of a task. Returns whether there was room."""
+        if self.receipt_bytes + len(text) > RECEIPTS_MAX_BYTES:
+            return False
+        self.receipts.append(ReceiptRow(serial, proxy, text))
+        self.receipt_bytes += len(text)
+        return True
 
     def refuse_too(self, other: SaveBatch) -> None:
         """Takes over the tasks of a batch, and who waits for them: they share the fate of this one's."""
@@ -121,6 +136,7 @@ class SaveBatch:
             batch.finished.append((crc32(task.id), task.id, task.serial))
         batch.proxies = self.proxies
         batch.forgotten = self.forgotten
+        batch.receipts = self.receipts
         batch.low = self.low
         return batch
 
@@ -320,6 +336,8 @@ class Saver:
         following.closing = batch.closing + following.closing
         following.proxies = batch.proxies + following.proxies
         following.forgotten = batch.forgotten + following.forgotten
+        following.receipts = batch.receipts + following.receipts
+        following.receipt_bytes += batch.receipt_bytes
         self._settle(self._owner.not_saved, batch, error)
         if self._closed:
             self._busy = False

@@ -114,12 +114,19 @@ class Siblings:
     def asked(self, turn: Turn, raw: bytes) -> None:
         """A sibling asks; fills the turn's next place."""
         line = parse(raw)
+        if line.verb == "mesh_ask":
+            # Not one of `queries`: it waits for proxies, and what is asked of the store must not wait for it.
+            self.hub.background(self._ask_proxies(turn, turn.hold(), line))
+            return
         answer = self._asked.get(line.verb)
         if answer is None:
             refused = Refused("unknown_verb", f"{line.verb}: a worker of another version asks")
             turn.parts.append(format_refused(refused))
         else:
             self.hub.queries.submit_of_sibling(turn, lambda: self._answer(line, raw))
+
+    async def _ask_proxies(self, turn: Turn, place: int, line: Line) -> None:
+        turn.fill(place, await self.hub.asking.asked_by_sibling(line))
 
     async def _answer(self, line: Line, raw: bytes) -> bytes:
         """What this worker says, with what its successor says while there is one (docs/handover.md)."""
@@ -194,6 +201,9 @@ class Siblings:
         if raw.startswith(b"report "):
             self.hub.proxies.report_passed_on(raw)
             return
+        if raw.startswith(b"receipt "):
+            self.hub.proxies.receipt_passed_on(raw)
+            return
         line = parse(raw)
         if line.verb == "link":
             # Which links the predecessor has it tells in the hand-over itself.
@@ -252,4 +262,5 @@ def _proxy_row(name: str, views: list[dict[str, Any]]) -> dict[str, Value]:
         # A sibling of an older version does not know it.
         "parked": sum(view.get("parked", 0) for view in views),
         "seen": min(seen) if seen else None,
+        "receipt_key": max((view.get("receipt_key", "") for view in views), default="") or None,
     }

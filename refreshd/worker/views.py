@@ -5,12 +5,14 @@ from __future__ import annotations
 from refreshd.fanout import Cursor
 from refreshd.fleet import Plan, plan_size
 from refreshd.shard import created_ms
-from refreshd.store.base import Stored
-from refreshd.task import Failure, State, Task, read_marks, read_terms
+from refreshd.store.base import ReceiptRow, Stored
+from refreshd.task import Failure, State, Task, read_marks, read_terms, read_verified
 from refreshd.worker.parked import task_of
 from wire.lines import Value, format_line, parse
 
 Fields = dict[str, Value]
+# Of receipts in one reply; escaped, they may be twice as long.
+RECEIPTS_MAX_BYTES = 1 << 20
 
 
 def describe(task: Task) -> Fields:
@@ -77,11 +79,12 @@ def stored_push(stored: Stored) -> bytes:
 def detail(task: Task) -> bytes:
     """The whole task_detail reply for a task in memory."""
     marks = read_marks(bytes(task.marks or b""))
+    verified = read_verified(bytes(task.marks or b"")) if task.terms.verify else ()
     cursors = _cursors(task)
     rows = []
     for rank, (name, layer) in enumerate(task.layer.plan.ranks):
         if rank in marks:
-            rows.append(_ended_row(name, layer.number, task.count, *marks[rank]))
+            rows.append(_ended_row(name, layer.number, task.count, *marks[rank], verified=rank in verified))
             continue
         state = State.PENDING
         if layer is task.layer and name in cursors and cursors[name].has_passed(task):
@@ -105,31 +108,61 @@ def stored_detail(stored: Stored) -> bytes:
         return detail(parked)
     result = stored.result
     marks = read_marks(result.marks) if result else {}
+    verified = read_verified(result.marks) if result else ()
     state = result.state if result else State.PENDING
     count = len(parse(stored.line).items or ())
     rows = []
     for rank, (name, layer) in enumerate(Plan.from_text(stored.plan).ranks):
         if rank in marks:
-            rows.append(_ended_row(name, layer.number, count, *marks[rank]))
+            rows.append(_ended_row(name, layer.number, count, *marks[rank], verified=rank in verified))
         else:
             failed = 0 if state is State.CANCELLED else count
             rows.append(_row(name, layer.number, state.text, 0, failed, 0))
     return _listing(rows)
 
 
-def _ended_row(name: str, layer: int, count: int, ms: int, failure: Failure | None) -> bytes:
+def _ended_row(
+    name: str, layer: int, count: int, ms: int, failure: Failure | None, *, verified: bool
+) -> bytes:
     if failure is None:
-        return _row(name, layer, State.COMPLETE.text, count, 0, ms)
+        return _row(name, layer, State.COMPLETE.text, count, 0, ms, verified=verified)
     return _row(name, layer, State.FAILED.text, failure.done, failure.failed, ms, failure.error)
 
 
-def _row(name: str, layer: int, state: str, done: int, failed: int, ms: int, error: str = "") -> bytes:
+def _row(
+    name: str,
+    layer: int,
+    state: str,
+    done: int,
+    failed: int,
+    ms: int,
+    error: str = "",
+    *,
+    verified: bool = False,
+) -> bytes:
     fields: Fields = {"proxy": name, "layer": layer, "state": state, "done": done, "failed": failed, "ms": ms}
-    return format_line("+", {**fields, "error": error or None})
+    return format_line("+", {**fields, "verified": 1 if verified else None, "error": error or None})
 
 
 def _listing(rows: list[bytes]) -> bytes:
     return b"ok n=%d\n" % len(rows) + b"".join(rows)
+
+
+def receipts(found: list[ReceiptRow], *, may_be_more: bool) -> bytes:
+    """The `task_receipt` reply: as many as fit in it, and whether it is worth while to ask for more."""
+    shown: list[ReceiptRow] = []
+    room = RECEIPTS_MAX_BYTES
+    for row in found:
+        room -= len(row.text)
+        if shown and room < 0:
+            may_be_more = True
+            break
+        shown.append(row)
+    more = b" more=1" if may_be_more else b""
+    return b"ok n=%d%b\n" % (len(shown), more) + b"".join(
+        format_line("+", {"proxy": row.proxy, "bytes": len(row.text), "receipt": row.text.decode()})
+        for row in shown
+    )
 
 
 def ok(fields: Fields) -> bytes:

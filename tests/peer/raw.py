@@ -17,6 +17,7 @@ from tests.peer.waiting import PATIENCE_S
 Address = tuple[str, int] | str
 LISTINGS = (
     "task_detail", "list_tasks", "stats", "list_workers", "list_proxies", "list_quotas", "list_engines",
+    "task_receipt", "ask_proxies",
 )  # fmt: skip
 _ESCAPES = {"s": " ", "t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
 

@@ -122,6 +122,8 @@ class FakeEngine:
         self.id = id or f"fake{self.port}"
         self.store = store
         self.tells = tells
+        self.receipts = False
+        """Whether it takes receipts."""
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -155,6 +157,7 @@ class FakeEngine:
             self._replace_older(link)
             store = f" store={self.store}" if self.store else ""
             store += " catch_up=1" if self.tells else ""
+            store += " receipts=1" if self.receipts else ""
             return (
                 f"ok v=1 engine={self.id} worker={link.worker} workers={self.workers} shards=64"
                 f" line_max={self.line_max}{store}\n"

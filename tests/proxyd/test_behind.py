@@ -274,7 +274,7 @@ def test_a_drop_reaches_every_cache_and_is_waited_for(cache: FakeCache, tmp_path
         rig(engine, cache=cache, folder=tmp_path, settings="drop_after_s = 3600") as here,
     ):
         link = engine.wait_link()
-        assert link.of("hello")[0].endswith(" catch_up=1 drop_after=3600")
+        assert link.of("hello")[0].endswith(" catch_up=1 drop_after=3600 asks=1 verify=1")
         link.send(CAUGHT_UP)
         here.until_fresh()
         link.send("!drop task_id=drop:1\n")
@@ -290,7 +290,7 @@ def test_a_drop_reaches_every_cache_and_is_waited_for(cache: FakeCache, tmp_path
         here.agent.configure(("drop_after_s = 3600", "drop_after_s = 0"))
         here.agent.signal(signal.SIGHUP)
         fresh = engine.wait_link(newer_than=link)
-        assert fresh.of("hello")[0].endswith(" catch_up=1")
+        assert fresh.of("hello")[0].endswith(" catch_up=1 asks=1 verify=1")
 
 
 def test_a_drop_that_was_not_allowed_fails(cache: FakeCache, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
@@ -10,17 +12,22 @@ from proxyd.config import AgentConfig, CacheConfig, default_config
 from proxyd.settings import LIST_SECTIONS, TABLE, Reload
 
 OLD = default_config()
-OTHER = {str: "other", bytes: b"other", int: 7, float: 7.5, bool: False, list: [("other", 7)]}
+OTHER = {str: "other", bytes: b"other", int: 7, float: 7.5, list: [("other", 7)], tuple: (("other",),)}
 
 
 def other(config: AgentConfig, section: str, key: str) -> AgentConfig:
     """The configuration with another value in one place."""
     name = "secret" if key == "secret_file" else key
     if section == "agent":
-        return msgspec.structs.replace(config, **{name: OTHER[type(getattr(config, name))]})
+        return msgspec.structs.replace(config, **{name: another(getattr(config, name))})
     lane = getattr(config, section)
-    lane = msgspec.structs.replace(lane, **{name: OTHER[type(getattr(lane, name))]})
+    lane = msgspec.structs.replace(lane, **{name: another(getattr(lane, name))})
     return msgspec.structs.replace(config, **{section: lane})
+
+
+def another(value: Any) -> Any:
+    """Another value of the same type."""
+    return not value if isinstance(value, bool) else OTHER[type(value)]
 
 
 @pytest.mark.parametrize(

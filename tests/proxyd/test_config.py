@@ -62,6 +62,14 @@ def test_all_of_it(tmp_path: Path) -> None:
     ]
 
 
+def test_what_prefetches_warm(tmp_path: Path) -> None:
+    more = 'variants = [{ Accept-Encoding = "br" }, { User-Agent = "phone", X = "y" }]\nrange_bytes = 1024'
+    assert read(tmp_path, GOOD.replace("whole_timeout_s = 3", more)) == []
+    slow = load(tmp_path / "proxyd.toml").slow
+    assert slow.variants == ((("Accept-Encoding", "br"),), (("User-Agent", "phone"), ("X", "y")))
+    assert (slow.range_bytes, slow.per_host, slow.playlists) == (1024, 4, True)
+
+
 def test_what_its_caches_health_check_sees(tmp_path: Path) -> None:
     more = 'caught_up_file = "run/fresh"\nhealth_listen = "127.0.0.1:8099"\ncaught_up_wait_s = 0\n'
     assert read(tmp_path, GOOD.replace("[slow]", more + "[slow]")) == []
@@ -196,6 +204,8 @@ def test_a_secret_that_systemd_hands_over(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 KNOWN = "varnish, ats, nginx, squid, http"
+RANGE_TAKEN = "Range is the agent's to set; take it out"
+VALUE_WANTED = "wanted 1 to 1024 of the characters 0x20 to 0x7e, no space around"
 BAD = [
     ('kind = "ats"', 'kind = "apache"', f"20: kind: 'apache' is not one of {KNOWN}"),
     ('kind = "ats"\n', "", f"18: [[cache]] needs kind: {KNOWN}"),
@@ -219,6 +229,10 @@ BAD = [
     ("[agent]", "[[agent]]", "1: [agent] is one section, in single brackets"),
     ("whole_timeout_s = 3", "whole_timeout_s = -1", "11: whole_timeout_s: -1.0 is not 0.1 to 86400"),
     ("whole_timeout_s", "patience_s", "11: unknown key 'patience_s' in [slow]; it is [breaker] wait_s now"),
+    ("whole_timeout_s = 3", 'variants = [{Range = "x"}]', "11: variants: " + RANGE_TAKEN),
+    ("whole_timeout_s = 3", 'variants = ["x"]', "11: variants: got 'x', wanted { NAME = \"value\" }"),
+    ("whole_timeout_s = 3", 'variants = [{ "a b" = "x" }]', "11: variants: 'a b' is not a header's name"),
+    ("whole_timeout_s = 3", r'variants = [{ A = "x\r\ny" }]', "11: variants: A: " + VALUE_WANTED),
 ]  # fmt: skip
 
 

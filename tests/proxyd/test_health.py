@@ -178,7 +178,7 @@ def test_the_sockets_go_on_in_other_hands() -> None:
             # Nobody accepts, and nobody is refused.
             asked = asyncio.ensure_future(here.ask())
             close(here.health._frozen)
-            here.health = Health(lambda: None, Log("error"))
+            here.health = Health(lambda: None, Log("error"), {}.__getitem__)
             await here.health.resume(carried)
             assert (await asked).startswith(b"HTTP/1.1 200")
             here.health.apply(here.listen)
@@ -203,6 +203,6 @@ def test_where_there_is_no_next_code_it_goes_on() -> None:
 
 def test_nothing_is_carried_where_nobody_listens() -> None:
     async def test() -> None:
-        assert Health(lambda: None, Log("error")).carry() is None
+        assert Health(lambda: None, Log("error"), {}.__getitem__).carry() is None
 
     run(test())

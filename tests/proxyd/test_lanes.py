@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 
+from proxyd.breaker import Outcome
 from proxyd.caches.ats_rules import AtsRules
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.config import AgentConfig, CacheConfig, default_config
 from proxyd.lanes import Caches, is_idle
+from proxyd.links import Links
 from proxyd.local import LocalClient
+from proxyd.logs import Log
 from proxyd.split import SplitClient
 from tests.proxyd.rig import Scripted, Visit, make_exchange, run, wait_until
 
@@ -102,6 +107,20 @@ def test_an_nginx_is_refreshed_by_whom_its_settings_say() -> None:
     run(test())
 
 
+def test_the_least_that_an_engine_with_a_link_allows_holds_for_prefetches() -> None:
+    def engine(rate: int, *, up: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(up=up, prefetch_bytes_per_s=rate)
+
+    links = cast("Any", SimpleNamespace(_engines={}))
+    for engines, rate in (
+        ([], 0),
+        ([engine(0)], 0),
+        ([engine(500), engine(0), engine(900), engine(7, up=False)], 500),
+    ):
+        links._engines = dict(enumerate(engines))
+        assert Links.prefetch_bytes_per_s.fget(links) == rate  # type: ignore[attr-defined]
+
+
 def test_what_goes_finishes_first() -> None:
     told: list[str | None] = []
     answer = asyncio.Event()
@@ -146,5 +165,48 @@ def test_what_goes_and_never_ends_fails() -> None:
             await wait_until(lambda: not caches.leaving, "the lanes are closed")
             assert told == ["cache a: taken out of the configuration"] * 5
             caches.close()
+
+    run(test())
+
+
+def test_what_waits_only_for_a_cache_that_does_not_keep_up() -> None:
+    async def test() -> None:
+        async with Scripted(lambda visit: visit.forever()) as server:
+            caches = Caches(lambda *_: None)
+            caches.apply(config(("good", server.address), ("bad", ("127.0.0.1", 1))))
+            now = asyncio.get_running_loop().time()
+            for _ in range(5):
+                purge(caches, 0)
+            assert caches.left_behind(100, now) == 0
+            for _ in range(3):
+                caches.in_use[1].fast.breaker.note(Outcome.FAILED, now)
+            # Of 100 open targets the good one has 5 to do.
+            assert caches.left_behind(100, now) == 95
+            await wait_until(lambda: caches.in_use[0].fast.in_flight == 2)
+            assert caches.left_behind(100, asyncio.get_running_loop().time()) == 95
+            # Now it has said nothing for a while either: nobody is ahead.
+            assert caches.left_behind(100, asyncio.get_running_loop().time() + 1) == 0
+            caches.close()
+
+    run(test())
+
+
+def test_a_breaker_that_opens_is_logged_once_until_it_closes() -> None:
+    async def test() -> None:
+        log = Log("info")
+        told: list[tuple[str, object]] = []
+        log._write = lambda level, event, fields: told.append((event, fields["lane"]))  # type: ignore[method-assign]
+        caches = Caches(lambda *_: None, log)
+        caches.apply(config(("a", ("127.0.0.1", 1))))
+        [lanes] = caches.in_use
+        for lane in (lanes.fast, lanes.slow):
+            for number in range(6):
+                lane.breaker.note(Outcome.FAILED, 1.0 + number)
+                lane.breaker.may_send(2.0 + number)
+            assert lanes.replay.on
+        lanes.fast.breaker.note(Outcome.OK, 10.0)
+        assert not lanes.replay.on
+        assert told == [("cache down", "fast"), ("cache down", "slow"), ("cache up", "fast")]
+        caches.close()
 
     run(test())

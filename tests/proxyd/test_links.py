@@ -37,7 +37,8 @@ def test_one_link_a_worker_each_with_its_credit(cache: FakeCache) -> None:
         for worker in range(3):
             link = engine.wait_link(worker)
             assert link.lines[:2] == [
-                f"hello v=1 role=proxy name=pop1 group=default layer=0 worker={worker} learn=1 catch_up=1",
+                f"hello v=1 role=proxy name=pop1 group=default layer=0 worker={worker}"
+                " learn=1 catch_up=1 asks=1 verify=1",
                 "ready credit=77",
             ]
 

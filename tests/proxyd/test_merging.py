@@ -121,3 +121,29 @@ def test_repr_tells_how_much_is_saved() -> None:
     queue.put(make_refresh("url", "http://h/a"), 5)
     queue.put(make_refresh("url", "http://h/a"), 5)
     assert repr(queue) == "<MergingQueue 1 to be sent for 2>"
+
+
+def test_what_is_removed_leaves_what_was_merged_into_it() -> None:
+    queue = MergingQueue()
+    texts = ("url http://h/a/1", "url http://h/a/2", "url http://h/b", "url http://h/b", "dir http://h/a/")
+    for text in texts:
+        queue.put(make_refresh(*text.split(" ")), 5)
+    removed = queue.remove(lambda exchange: exchange.target in (b"http://h/a/", b"http://h/a/2"))
+    assert sorted(exchange.target for exchange in removed) == [b"http://h/a/", b"http://h/a/2"]
+    assert len(queue) == len(list(queue)) == 3
+    assert len(queue.remove(lambda exchange: exchange.target == b"http://h/b")) == 2
+    assert [exchange.target for exchange in queue.take(9)] == [b"http://h/a/1"]
+    assert len(queue) == 0
+    # And what comes is merged as before.
+    queue.put(make_refresh("dir", "http://h/a/"), 5)
+    queue.put(make_refresh("url", "http://h/a/1"), 5)
+    assert len(queue.take(9)) == 1
+
+
+def test_a_drop_that_is_removed_takes_nothing_along() -> None:
+    queue = MergingQueue()
+    for text in ("url http://h/a", "drop", "url http://h/b"):
+        queue.put(make_refresh(*text.split(" ")), 5)
+    assert len(queue.remove(lambda exchange: exchange.task.head.type == "drop")) == 1
+    assert len(queue) == 2
+    assert [exchange.target for exchange in queue.take(9)] == [b"http://h/a", b"http://h/b"]

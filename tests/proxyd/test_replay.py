@@ -366,6 +366,19 @@ def test_at_a_cache_that_was_down_the_order_holds_until_what_waited_is_done() ->
     world.work_off()
 
 
+def test_at_a_cache_that_was_down_the_order_ends_though_more_comes() -> None:
+    world = World(replaying=False)
+    world.lanes.replay.hold_order()
+    world.post(URL, "http://h/d")
+    world.lanes.replay.release_order()
+    world.post(URL, "http://h/a")
+    world.send(1)
+    world.answer(0, well=True)
+    assert world.fast.waiting == 1
+    assert not world.lanes.replay.catching_up
+    world.work_off()
+
+
 def test_a_drop_satisfies_all_that_waits_and_is_done_before_what_follows() -> None:
     world = World(replaying=False)
     for url in URLS:

@@ -24,12 +24,18 @@ def served() -> LinkSession:
 def test_the_greeting() -> None:
     session = LinkSession()
     line = session.greet(WHO, 1)
-    assert line == b"hello v=1 role=proxy name=pop1 group=eu layer=2 worker=1 learn=1 catch_up=1\n"
+    assert (
+        line
+        == b"hello v=1 role=proxy name=pop1 group=eu layer=2 worker=1 learn=1 catch_up=1 asks=1 verify=1\n"
+    )
     assert session.feed(OK) == [s.Greeted("e1", 3)]
     assert session.line_max == 4096
     assert session.ready(100) == b"ready credit=100\n"
     assert session.beat({"fast": 1, "cpu": 0.5}) == b"beat fast=1 cpu=0.5\n"
     assert session.feed(b"ok\nok now=1 workers=4\n") == [s.Credited(), s.Counted(4)]
+    for text, rate in ((b"9000000000", 9_000_000_000), (b"0", 0), (b"-1", 0), (b"x", 0), (b"9" * 16, 0)):
+        session.beat({})
+        assert session.feed(b"ok now=1 workers=4 prefetch_bytes_per_s=%b\n" % text) == [s.Counted(4, rate)]
 
 
 def test_the_store_that_an_engine_names() -> None:
@@ -75,12 +81,12 @@ def test_only_reports_are_owed() -> None:
 
 def test_a_signed_greeting() -> None:
     line = LinkSession().greet(WHO, 0, {"key": "k", "ts": 5, "nonce": "n", "sig": "s"})
-    assert line.endswith(b" worker=0 learn=1 catch_up=1 key=k ts=5 nonce=n sig=s\n")
+    assert line.endswith(b" worker=0 learn=1 catch_up=1 asks=1 verify=1 key=k ts=5 nonce=n sig=s\n")
 
 
 def test_a_greeting_of_an_agent_that_may_drop_its_cache() -> None:
     line = LinkSession().greet(WHO, 0, drop_after_s=3600)
-    assert line.endswith(b" learn=1 catch_up=1 drop_after=3600\n")
+    assert line.endswith(b" learn=1 catch_up=1 drop_after=3600 asks=1 verify=1\n")
 
 
 def test_what_an_engine_tells_one_that_was_away() -> None:

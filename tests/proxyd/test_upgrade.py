@@ -26,6 +26,8 @@ from tests.proxyd.fake_engine import FakeEngine, FakeLink, engines
 from tests.proxyd.rig import run, split_address
 from tests.proxyd.rig import wait_until as until
 from tools.servers import Agent, wait_until
+from wire.lines import parse
+from wire.receipts import is_genuine, read_receipt
 
 TIMEOUT_S = 20.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +94,31 @@ def test_the_same_process_and_connections_with_other_code(cache: FakeCache, code
         assert psutil.Process(agent.pid).cmdline()[0] == "proxyd: pop1 gen 2"
         assert [len(link.of("hello")) for link in engine.links] == [1, 1]
         assert not any(link.closed for link in links)
+
+
+def test_the_key_of_receipts_crosses_and_so_does_who_takes_them(cache: FakeCache) -> None:
+    with engines(1, 1) as (takes, does_not):
+        takes.receipts = True
+        with agent_for(takes, does_not, cache=cache) as agent:
+            link, other = takes.wait_link(), does_not.wait_link()
+            for number in range(2):
+                link.push(f"a{number}", "http://h/a", type="prefetch")
+                other.push(f"b{number}", "http://h/b", type="prefetch")
+                until_done(link, f"a{number}")
+                until_done(other, f"b{number}")
+                upgraded(agent)
+            assert other.of("receipt") == []
+            lines = [parse(line.encode()) for line in link.of("receipt")]
+            assert [line.fields["task_id"] for line in lines] == ["a0", "a1"]
+            receipts = [read_receipt((line.items or ("",))[0]) for line in lines]
+            assert all(map(is_genuine, receipts))
+            assert len({receipt.key for receipt in receipts}) == 1
+            at = link.lines.index
+            assert at(link.of("receipt")[0]) < at(link.of("report")[0])
+            assert "receipt_key=" not in link.of("hello")[0], "there was none yet"
+            # One that greets anew is told which key it is.
+            link.close()
+            assert f"receipt_key={receipts[0].key}" in takes.wait_link(newer_than=link).of("hello")[0]
 
 
 def test_what_is_in_hand_is_begun_again_and_reported_once(cache: FakeCache) -> None:

@@ -16,6 +16,7 @@ OTHER_VALUES = {
     "id": '"e2"', "listen": '"127.0.0.1:7071"', "http": '""', "data": '"/srv/refreshd"', "workers": "4",
     "auth": '"required"', "open_fleet": "false", "line_max": "8192", "admin": '"/run/admin.sock"',
     "connections_max": "5", "tasks_max": "6", "tasks_bytes_max": "2097152", "park_above": "3",
+    "prefetch_bytes_per_s": "9",
     "saver_queue_max": "700",
     "stop_deadline_s": "8.5", "heartbeat_timeout_s": "9", "retention_s": "60",
     "advertise": '"10.0.0.1:7070"', "cluster": '"west"', "lease_s": "20",

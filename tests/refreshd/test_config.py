@@ -74,6 +74,7 @@ def test_the_empty_text_gives_all_defaults() -> None:
         tasks_max=5_000_000,
         tasks_bytes_max=4 << 30,
         park_above=5_000,
+        prefetch_bytes_per_s=0,
         saver_queue_max=50_000,
         advertise="",
         stop_deadline_s=10.0,

@@ -20,7 +20,9 @@ from refreshd.task import (
     mark,
     push_line,
     read_marks,
+    read_verified,
     split_body,
+    verified_mark,
 )
 from tests.refreshd.making import a_plan, a_task
 from wire.fields import FINAL_STATES, STATES
@@ -200,3 +202,13 @@ def test_what_is_stored_of_a_task_tells_whose_it_is(key: str | None) -> None:
 
 def test_keys_of_many_tasks_are_one_object() -> None:
     assert split_body(b"a\nacme")[1] is split_body(b"b\nacme")[1]
+
+
+def test_a_verified_mark_is_a_mark_to_code_that_does_not_know_it() -> None:
+    failure = Failure(1, 2, "0:0 é")
+    marks = (
+        mark(0, 0) + verified_mark(1, 0) + verified_mark(12, 345) + failure_mark(3, 7, failure) + mark(2, 100)
+    )
+    assert {rank: ms for rank, (ms, _) in read_marks(marks).items()} == {0: 0, 1: 0, 12: 345, 3: 7, 2: 100}
+    assert read_verified(marks) == {1, 12}
+    assert read_verified(b"") == frozenset()

@@ -134,8 +134,16 @@ def arguments(**changes: object) -> SimpleNamespace:
     args = {
         "targets": ["http://a/1"], "file": None, "type": "url", "scope": None, "due": None, "ttl": None,
         "priority": None, "callback": None, "force": False, "id": None, "per_task": 1000,
+        "verify": False, "then": None,
     }  # fmt: skip
     return SimpleNamespace(**(args | changes))
+
+
+def test_a_task_may_be_asked_to_prove_itself() -> None:
+    (task,) = make_tasks(arguments(verify=True, then="prefetch"), 1000.0)
+    assert (task.head.verify, task.head.then) == (True, "prefetch")
+    with pytest.raises(Failure, match="--then"):
+        make_tasks(arguments(type="dir", targets=["http://a/"], then="prefetch"), 1000.0)
 
 
 def test_tasks_are_what_the_arguments_ask_for() -> None:

@@ -15,7 +15,7 @@ from wire.signatures import CLOCK_SKEW_MAX_S, NONCE_MAX_CHARS
 from wire.verbs import LIST_MAX, VERBS
 
 PAGE = (Path(wire.__file__).parent / "PROTOCOL.md").read_text()
-PUSHES = {"!state", "!task", "!cancel", "!drain", "!engines", "!caught_up", "!drop"}
+PUSHES = {"!state", "!task", "!cancel", "!drain", "!engines", "!caught_up", "!drop", "!ask"}
 # A definition stands at the beginning of a line.
 FORMS = [
     (match[1], match[2])

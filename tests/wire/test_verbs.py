@@ -8,7 +8,7 @@ from wire.verbs import VERBS, Role, check_role, read_fields
 
 _OPERATORS = {
     "list_workers", "list_proxies", "forget_proxy", "engine_status", "reload", "upgrade", "operation",
-    "drain", "undrain", "list_quotas", "list_engines",
+    "drain", "undrain", "list_quotas", "list_engines", "ask_proxies",
 }  # fmt: skip
 
 

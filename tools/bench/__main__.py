@@ -15,11 +15,13 @@ from tools.bench import (
     endtoend,
     fanout,
     handover,
+    lanes,
     memory,
     micro,
     mysql,
     offline,
     peers,
+    prefetch,
     purge,
 )
 from tools.bench.errors import BenchError
@@ -30,6 +32,7 @@ BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "accept": accept.run,
     "fanout": fanout.run,
     "endtoend": endtoend.run,
+    "lanes": lanes.run,
     "memory": memory.run,
     "handover": handover.run,
     "peers": peers.run,
@@ -37,6 +40,7 @@ BENCHES: dict[str, Callable[[bool], list[Row]]] = {
     "mysql": mysql.run,
     "cluster": cluster.run,
     "offline": offline.run,
+    "prefetch": prefetch.run,
     "purge": purge.run,
     "directories": directories.run,
 }

@@ -50,7 +50,7 @@ def _check_effect(engine: Engine, varnish: Varnish) -> None:
     page = "http://bench.example/page"
     seen = [_fetch(varnish, page), _fetch(varnish, page)]
     line = b"post_task task_id=effect type=url -- " + page.encode() + b"\n"
-    asyncio.run(_complete_each(engine, [line]))
+    asyncio.run(complete_each(engine, [line]))
     seen.append(_fetch(varnish, page))
     if seen != ["miss", "hit", "miss"]:
         raise BenchError(f"a page and its refresh: got {', '.join(seen)}, wanted miss, hit, miss")
@@ -65,13 +65,13 @@ def _fetch(varnish: Varnish, url: str) -> str:
 
 def _idle(engine: Engine, number: int) -> Row:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        latencies = sorted(runner.run(_complete_each(engine, post_lines(number, 1)[0])))
+        latencies = sorted(runner.run(complete_each(engine, post_lines(number, 1)[0])))
     p50, p99 = (round(latencies[int(number * share)] * 1000, 2) for share in (0.5, 0.99))
     aims = (Aim("value", most=5),)
     return Row("end to end: post to complete, idle", p50, "ms p50", extra={"p99_ms": p99}, aims=aims)
 
 
-async def _complete_each(engine: Engine, lines: list[bytes]) -> list[float]:
+async def complete_each(engine: Engine, lines: list[bytes]) -> list[float]:
     """Seconds from each post until its watch says `complete`; one at a time."""
     reader, writer = await asyncio.open_connection(*engine.address)
     latencies: list[float] = []

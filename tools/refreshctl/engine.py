@@ -21,7 +21,9 @@ async def stats(context: Context) -> Exit:
 
 
 # What stays text, whatever it looks like.
-_TEXTS = frozenset({"key", "proxy", "group", "release", "step", "why", "engine", "address", "error"})
+_TEXTS = frozenset(
+    {"key", "proxy", "group", "release", "step", "why", "engine", "address", "error", "receipt_key"}
+)
 
 
 def _values(fields: dict[str, str]) -> dict[str, Any]:
@@ -97,6 +99,8 @@ def _used_of_limit(row: dict[str, Any]) -> dict[str, Any]:
 def _readable(row: dict[str, Any]) -> dict[str, Any]:
     """Flags as words, and how long ago the proxy was heard; only of one that is connected."""
     seen = row.get("seen")
+    # Of 64 digits, for programs.
+    row = {key: value for key, value in row.items() if key != "receipt_key"}
     flags = {key: "yes" if row[key] else "no" for key in ("listed", "online") if key in row}
     return row | flags | {"seen": f"{span(seen)} ago" if isinstance(seen, int) else None}
 

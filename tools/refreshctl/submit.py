@@ -64,6 +64,8 @@ def _head(args: Any, now_s: float) -> TaskHead:
         priority=DEFAULT_PRIORITY if args.priority is None else args.priority,
         callback=args.callback,
         force=args.force,
+        verify=args.verify,
+        then=args.then,
     )
     try:
         # Written and read back, so that what an engine would refuse is found here, by its rules.

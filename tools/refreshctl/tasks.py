@@ -34,8 +34,10 @@ async def show(context: Context) -> Exit:
     text = pairs({**fields, "created": when(status.created), "updated": when(status.updated)})
     if rows:
         columns = ["proxy", "layer", "state", "done", "failed", "ms"]
+        columns += ["verified"] if any(proxy.verified for proxy in proxies) else []
         columns += ["error"] if any(proxy.error for proxy in proxies) else []
-        text += "\n" + table(columns, rows)
+        shown = [row | {"verified": "yes" if row.get("verified") else None} for row in rows]
+        text += "\n" + table(columns, shown)
     context.show({"task": fields, "proxies": rows}, text)
     return Exit.OK
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from wire.fields import STATES, TASK_TYPES
+from wire.fields import STATES, TASK_TYPES, THEN_PREFETCH
 
 
 class Argument(NamedTuple):
@@ -37,6 +37,9 @@ COMMON = (
 )
 
 _IDS = Argument(("ids",), "task ids", {"metavar": "ID", "nargs": "+"})
+_SCOPE = Argument(
+    ("--scope",), "only these groups or proxies, comma-separated (default: all)", {"metavar": "NAMES"}
+)
 _TIMEOUT = Argument(
     ("--timeout",), "give up waiting after so long, such as 90, 5m or 2h", {"metavar": "TIME"}
 )
@@ -61,10 +64,7 @@ VERBS = (
             Argument(("-f", "--file"), "read targets from FILE, one a line; - is stdin", {"metavar": "FILE"}),
             Argument(("--type",), "what a target is (default: url)", {"choices": TASK_TYPES,
             "default": "url"}),
-            Argument(
-                ("--scope",), "only these groups or proxies, comma-separated (default: all)",
-                {"metavar": "NAMES"}
-            ),
+            _SCOPE,
             Argument(
                 ("--due",), "start then: +5m, Unix seconds, or 2026-12-01T10:00 in local time",
                 {"metavar": "WHEN"}
@@ -75,6 +75,10 @@ VERBS = (
             Argument(("--callback",), "POST the result to this URL", {"metavar": "URL"}),
             Argument(("--force",), "also where a cache would refuse it as too much",
             {"action": "store_true"}),
+            Argument(("--verify",), "done means seen to be gone (or warm) at every cache",
+            {"action": "store_true"}),
+            Argument(("--then",), "what follows once it is gone: prefetch (only with --type url)",
+            {"choices": (THEN_PREFETCH,)}),
             Argument(("--id",), "the task's id (default: made up); several tasks get -1, -2, …",
             {"metavar": "ID"}),
             Argument(
@@ -88,6 +92,27 @@ VERBS = (
     Verb(
         "show", "tasks:show", "show a task's counts, and how it stands at each proxy",
         (Argument(("id",), "the task's id", {"metavar": "ID"}),),
+    ),
+    Verb(
+        "receipt", "receipts:receipt",
+        "show what proxies have signed of a task: what was done, when, and seen",
+        (
+            Argument(("id",), "the task's id", {"metavar": "ID"}),
+            Argument(("--check",), "check every signature, and say whose key it is",
+            {"action": "store_true"}),
+        ),
+    ),
+    Verb(
+        "explain", "explaining:explain", "show what a task would do at each cache, without doing it",
+        (
+            Argument(("targets",), "URLs (or tags)", {"nargs": "+", "metavar": "TARGET"}),
+            Argument(("--type",), "what a target is (default: url)", {"choices": TASK_TYPES,
+            "default": "url"}),
+            _SCOPE,
+            Argument(("--force",), "as in `submit`", {"action": "store_true"}),
+            Argument(("--verify",), "as in `submit`", {"action": "store_true"}),
+            Argument(("--then",), "as in `submit`", {"choices": (THEN_PREFETCH,)}),
+        ),
     ),
     Verb("wait", "tasks:wait", "wait until tasks are final", (_IDS, _TIMEOUT)),
     Verb(
@@ -110,6 +135,11 @@ VERBS = (
         "show the fleet",
         (Argument(("--forget",), "take a proxy that is gone for good out of the fleet",
         {"metavar": "NAME"}),),
+    ),
+    Verb("caches", "asking:caches", "show every cache of every proxy, as its agent sees it", (_SCOPE,)),
+    Verb(
+        "breakers", "asking:breakers", "show the circuit breaker of every cache and lane, of the last 10 s",
+        (_SCOPE,),
     ),
     Verb("quotas", "engine:quotas", "show what each key may do, and what it uses and has used"),
     Verb("cluster", "engine:cluster", "show the engines that share this one's store, and who leads"),

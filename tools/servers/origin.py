@@ -22,6 +22,7 @@ class Origin:
     """Answers every path with `v=VERSION HOST PATH` and `max_age_s` to live; counts what it was asked.
 
     `bump()` makes every object change. `sizes[path]` pads an answer to so many bytes,
+    `bodies[path]` is another body, `types[path]` its type;
     `statuses[path]` answers with another status, `silent` holds the paths that get no answer at all.
     `varies[path]` names a request header, in lower case: its value stands in the answer, and Vary says so.
     `held` are paths whose answers are made, and go out when they are `release`d.
@@ -35,6 +36,8 @@ class Origin:
         self.ahead_s = 0.0
         self.port = 0
         self.sizes: dict[bytes, int] = {}
+        self.bodies: dict[bytes, bytes] = {}
+        self.types: dict[bytes, bytes] = {}
         self.statuses: dict[bytes, int] = {}
         self.headers: dict[bytes, bytes] = {}
         self.silent: set[bytes] = set()
@@ -155,26 +158,21 @@ class _Connection(asyncio.Protocol):
         if name := origin.varies.get(self._url):
             body += b"%s: %s\n" % (name, self._headers.get(name, b""))
             vary = b"Vary: %s\r\n" % name
-        body = body.ljust(origin.sizes.get(self._url, 0), b".")
+        body = origin.bodies.get(self._url, body).ljust(origin.sizes.get(self._url, 0), b".")
         status = origin.statuses.get(self._url, 200)
         more = origin.headers.get(self._url, b"")
+        kind = origin.types.get(self._url, b"text/plain")
         if part := _RANGE(self._headers.get(b"range", b"")):
             status, whole = 206, len(body)
             body = body[int(part[1]) : int(part[2]) + 1]
             last = int(part[1]) + len(body) - 1
             more += b"Content-Range: bytes %b-%d/%d\r\n" % (part[1], last, whole)
+        date = formatdate(time.time() + origin.ahead_s, usegmt=True).encode()
         answer = (
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
             # Without a Date, a max-age means nothing to Squid.
-            b"Content-Type: text/plain\r\nDate: %s\r\n%b%b\r\n"
-            % (
-                status,
-                len(body),
-                origin.max_age_s,
-                formatdate(time.time() + origin.ahead_s, usegmt=True).encode(),
-                vary,
-                more,
-            )
+            b"Content-Type: %b\r\nDate: %s\r\n%b%b\r\n"
+            % (status, len(body), origin.max_age_s, kind, date, vary, more)
         )
         if self._parser.get_method() != b"HEAD":
             answer += body

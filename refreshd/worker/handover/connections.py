@@ -47,6 +47,9 @@ class MovedProxy(msgspec.Struct, frozen=True, array_like=True):
     learns: bool = False
     catch_up: bool = False
     drop_after_s: int | None = None
+    answers: bool = False
+    receipt_key: str = ""
+    verifies: bool = False
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):
@@ -99,6 +102,8 @@ class Leaver:
 
     async def move_all(self) -> None:
         """Returns when no connection is left here."""
+        # An operator's connection is not quiet before what it asked was answered.
+        self.hub.asking.leave()
         end = self.hub.loop.time() + QUIET_S
         while self.hub.connections and self.hub.loop.time() < end:
             self._silence_some()
@@ -146,6 +151,7 @@ class Leaver:
 
     def stay(self) -> None:
         """The successor is gone: what is left is served on."""
+        self.hub.asking.is_leaving = False
         for connection in self.hub.connections.values():
             connection.stay()
 

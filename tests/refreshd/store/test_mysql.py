@@ -16,7 +16,7 @@ from refreshd.errors import StoreDamaged, StoreError, StoreFailed, StoreFenced, 
 from refreshd.mysql_url import MysqlUrl
 from refreshd.shard import SERIAL_MAX
 from refreshd.store import mysql, mysql_connection, mysql_rows
-from refreshd.store.base import Batch, ProxyRow
+from refreshd.store.base import Batch, ProxyRow, ReceiptRow
 from refreshd.store.mysql import MysqlLane
 from refreshd.store.mysql_engines import handouts
 from refreshd.task import State
@@ -59,7 +59,7 @@ class MysqlStore(Model):
         self.patch.setattr(mysql_rows, "ENDS_MAX", 2)
         self.patch.setattr(mysql_connection, "PACKET_BYTES_MAX", 700)
         self.patch.setattr(mysql_connection, "RETRIES_MAX", 3)
-        for table in ("task", "plan", "proxy", "handout", "parked"):
+        for table in ("task", "plan", "proxy", "handout", "parked", "receipt"):
             self.site.session.query(b"DELETE FROM " + table.encode())
         self.open()
 
@@ -234,12 +234,14 @@ def test_who_was_fenced_writes_nothing(site: Site, lane: MysqlLane, change: str)
     site.session.query(b"UPDATE engine SET " + change.encode())
     batch = end(a_batch(b"c", first=9), 2, b"b")
     batch.proxies = [ProxyRow("p", "g", 1)]
+    batch.receipts = [ReceiptRow(2, "p", b"x")]
     site.now_ms += 10**9
     for write in (lambda: lane.commit(batch), lambda: lane.commit(Batch()), lane.idle):
         with pytest.raises(StoreFenced, match="engine 1 was fenced: it wrote in epoch 1"):
             write()
     assert site.content(1) == before
     assert site.reader(1).proxies() == []
+    assert site.reader(1).receipts(2, "", 10) == []
 
 
 def test_an_end_for_a_task_of_another_engine_is_refused(site: Site, lane: MysqlLane) -> None:
@@ -341,6 +343,26 @@ def test_a_row_that_no_packet_holds(site: Site, lane: MysqlLane, monkeypatch: py
     with pytest.raises(StoreUnavailable, match="the end of task 2 does not fit"):
         lane.commit(ends)
     assert site.content(1) == ({1: b"small", 2: b"other"}, {1, 2})
+
+
+def test_a_receipt_that_no_packet_holds_keeps_nothing_from_ending(
+    site: Site, lane: MysqlLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mysql_connection, "PACKET_BYTES_MAX", 10_000)
+    lane.commit(a_batch(b"a"))
+    batch = end(Batch(), 1, b"a")
+    batch.receipts = [ReceiptRow(1, f"p{number}", b"x" * 900 * number) for number in range(8)]
+    lane.commit(batch)
+    assert site.content(1) == ({1: b"a"}, set())
+    kept = site.reader(1).receipts(1, "", 10)
+    assert [(row.proxy, len(row.text)) for row in kept] == [(f"p{n}", 900 * n) for n in range(6)]
+
+
+def test_any_engine_reads_the_receipts_of_anothers_tasks(site: Site, lane: MysqlLane) -> None:
+    batch = a_batch(b"a")
+    batch.receipts = [ReceiptRow(1, "p", b"x")]
+    lane.commit(batch)
+    assert site.reader(site.join("e2").number).receipts(1, "", 10) == [(1, "p", b"x")]
 
 
 # ── locks ─────────────────────────────────────────────────────────────────────────────────

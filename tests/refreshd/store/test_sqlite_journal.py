@@ -499,6 +499,7 @@ def test_a_file_of_the_version_before_is_taken_on(path: Path) -> None:
     lane._db.execute("DROP TABLE ended")
     lane._db.execute("DROP TABLE recent")
     lane._db.execute("DROP TABLE parked")
+    lane._db.execute("DROP TABLE receipt")
     lane._db.execute("PRAGMA user_version=1")
     lane._db.close()
     again = opened(path)

@@ -14,7 +14,7 @@ import pytest
 from refreshd.errors import StoreDamaged
 from refreshd.mysql_url import MysqlUrl
 from refreshd.shard import SERIAL_MAX, first_serial
-from refreshd.store.base import Batch, Lane, Reader
+from refreshd.store.base import Batch, Lane, Reader, ReceiptRow
 from refreshd.store.mysql import MysqlLane
 from refreshd.store.mysql_connection import Session
 from refreshd.store.mysql_engines import Membership, register
@@ -253,3 +253,52 @@ def test_a_request_line_that_is_not_what_was_written_is_refused(
     with pytest.raises(StoreDamaged, match="request line of task 2"):
         reader.serials([2])
     assert [stored.id for stored in reader.serials([1])] == [b"a"]
+
+
+# ── receipts ──────────────────────────────────────────────────────────────────────────────────
+
+
+def with_receipts(batch: Batch, *receipts: tuple[int, str, bytes]) -> Batch:
+    batch.receipts += [ReceiptRow(*receipt) for receipt in receipts]
+    return batch
+
+
+def test_receipts_are_kept_with_what_comes_in_the_same_batch(lane: Lane, reader: Reader) -> None:
+    text = bytes(range(256)) + b"'\\" * 100_000
+    lane.commit(with_receipts(a_batch(b"a", b"b"), (1, "p2", text), (1, "p1", b"one"), (2, "p1", b"other")))
+    assert reader.receipts(1, "", 10) == [(1, "p1", b"one"), (1, "p2", text)]
+    assert reader.receipts(2, "", 10) == [(2, "p1", b"other")]
+    assert reader.receipts(3, "", 10) == []
+
+
+def test_receipts_are_read_by_pages(lane: Lane, reader: Reader) -> None:
+    names = ["A", "Z:1", "a", "b.c", "b_c", "z" * 64]
+    lane.commit(with_receipts(a_batch(b"a"), *((1, name, name.encode()) for name in names)))
+    after, seen = "", []
+    while page := reader.receipts(1, after, 2):
+        assert len(page) <= 2
+        seen += [row.proxy for row in page]
+        after = page[-1].proxy
+    assert seen == sorted(names)
+
+
+def test_a_later_receipt_takes_the_place_of_an_earlier_one(lane: Lane, reader: Reader) -> None:
+    lane.commit(with_receipts(a_batch(b"a"), (1, "p1", b"first"), (1, "p1", b"second"), (1, "p2", b"x")))
+    assert reader.receipts(1, "", 10) == [(1, "p1", b"second"), (1, "p2", b"x")]
+    lane.commit(with_receipts(end(Batch(), 1, b"a"), (1, "p1", b"third")))
+    assert reader.receipts(1, "", 10) == [(1, "p1", b"third"), (1, "p2", b"x")]
+
+
+def test_receipts_are_there_for_the_next_process_and_go_with_their_task(place: Place) -> None:
+    serial = first_serial(START_MS)
+    with closing(place.lane()) as lane:
+        lane.commit(with_receipts(a_batch(b"a", b"b", first=serial), (serial, "p1", b"x")))
+        lane.commit(with_receipts(end(Batch(), serial, b"a"), (serial + 1, "p1", b"y")))
+    place.now_ms += int(RETENTION_S * 1000) + 10_000
+    with closing(place.lane()) as lane, closing(place.reader()) as reader:
+        assert len(reader.receipts(serial, "", 10)) == 1
+        while lane.idle():
+            pass
+        assert reader.serials([serial]) == []
+        assert reader.receipts(serial, "", 10) == []
+        assert reader.receipts(serial + 1, "", 10) == [(serial + 1, "p1", b"y")], "that task is unfinished"

@@ -98,6 +98,7 @@ class Table:
         self.results: dict[int, ResultRow] = {}
         self.finished: dict[bytes, int] = {}
         self.parked: dict[int, Parked] = {}
+        self.receipts: dict[tuple[int, str], bytes] = {}
         self.low = 0
 
     def unfinished(self) -> list[int]:
@@ -159,6 +160,7 @@ class FakeSaver:
         self.last_error = error
         if error is not None:
             self.batch.closing = batch.closing
+            self.batch.receipts, self.batch.receipt_bytes = batch.receipts, batch.receipt_bytes
             self._engine.not_saved(batch, error)
             return
         table = self.table
@@ -175,6 +177,7 @@ class FakeSaver:
             assert result[0] in table.tasks, "the end of a task that was never saved"
             assert result[0] not in table.results, "ended twice"
             table.results[result[0]] = result
+        table.receipts |= {(receipt.serial, receipt.proxy): receipt.text for receipt in rows.receipts}
         table.finished |= {task_id: serial for _, task_id, serial in rows.finished}
         if rows.low:
             table.low = max(table.low, rows.low)

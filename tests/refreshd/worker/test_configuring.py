@@ -170,6 +170,29 @@ def test_the_bounds_of_tasks(bench: Bench) -> None:
     bench.run(bench.config(), work)
 
 
+def test_what_prefetches_may_bring_is_shared_out_at_the_next_beat(bench: Bench) -> None:
+    async def work(hub: Hub) -> None:
+        proxies = [Peer(hub), Peer(hub)]
+        for number, proxy in enumerate(proxies):
+            assert await proxy.asks(proxy_hello(f"pop{number}")) == "ok"
+
+        async def told() -> str | None:
+            assert await proxies[0].asks(b"beat") == "ok"
+            line = parse(proxies[0].transport.written.split(b"\n")[-2])
+            assert line.fields["workers"]
+            return line.fields.get("prefetch_bytes_per_s")
+
+        assert await told() is None
+        configure(hub, bench.config(engine="prefetch_bytes_per_s = 1001"))
+        assert await told() == "500"
+        hub.proxies.disconnected(hub.proxies.sessions["pop1"])
+        assert await told() == "1001"
+        configure(hub, bench.config())
+        assert await told() is None
+
+    bench.run(bench.config(), work)
+
+
 def test_what_needs_a_restart_is_refused_and_changes_nothing(bench: Bench) -> None:
     async def work(hub: Hub) -> None:
         before = hub.config

@@ -193,11 +193,13 @@ def test_a_store_that_is_unavailable() -> None:
         rig.end(b"x")
         rig.saver.batch.proxies.append(ProxyRow("p", "g", 0))
         rig.saver.batch.forgotten.append("q")
+        assert rig.saver.batch.add_receipt(1, "p", b"one")
         told: list[StoreError | None] = []
         rig.saver.batch.waiters.append(told.append)
         await until(lambda: rig.lane.batches)
         rig.end(b"y")
         rig.add(b"b")
+        assert rig.saver.batch.add_receipt(1, "p", b"later")
         rig.lane.outcomes.put(StoreUnavailable("full"))
         await until(lambda: rig.owner.refused)
         # What gathered meanwhile does not wait for another try.
@@ -211,6 +213,7 @@ def test_a_store_that_is_unavailable() -> None:
             assert [entry[1] for entry in last.finished] == [b"x", b"y"]
             assert ids(last) == []
             assert (last.proxies, last.forgotten) == ([ProxyRow("p", "g", 0)], ["q"])
+            assert last.receipts == [(1, "p", b"one"), (1, "p", b"later")]
             rig.lane.outcomes.put(StoreUnavailable("still full") if tries == 2 else {})
         await until(lambda: rig.owner.saved_)
         assert rig.owner.saved_ == [([], [b"x", b"y"], {})]
@@ -221,6 +224,15 @@ def test_a_store_that_is_unavailable() -> None:
         assert not rig.owner.fatal
 
     run(test)
+
+
+def test_receipts_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECEIPTS_MAX_BYTES", 10)
+    batch, other = SaveBatch(), SaveBatch()
+    assert batch.add_receipt(1, "p", b"x" * 10)
+    assert not batch.add_receipt(1, "q", b"x")
+    assert len(batch) == len(batch.to_rows()) == 1
+    assert other.add_receipt(1, "q", b"x" * 10)
 
 
 def test_a_store_that_is_unavailable_is_tried_though_nothing_waits() -> None:
