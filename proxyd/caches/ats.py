@@ -11,8 +11,9 @@ comes with an older `Date` than the rule (from another cache, which kept it) is 
 
 from __future__ import annotations
 
-from proxyd.caches.ats_rules import RULE_ALL, RULE_BELOW, RULE_MATCHING
+from proxyd.caches.ats_rules import RULE_ALL, RULE_BELOW, RULE_MATCHING, pattern_fault
 from proxyd.caches.base import LOOK_ONLY_IF_CACHED, NOT_YET, PREFETCH, CacheKind, Deed, LocalDeed
+from proxyd.errors import BadTarget
 from proxyd.targets import split_directory, split_pattern
 
 _HINTS = {
@@ -22,6 +23,17 @@ _HINTS = {
 # 404: it was not in the cache, which is what was asked for.
 _PURGE = Deed(method=b"PURGE", good=frozenset({200, 404}), hints=_HINTS)
 _ONE_BY_ONE = "without a file of rules (rules) this agent can ask Traffic Server for single URLs only"
+
+
+class PatternRule(LocalDeed, frozen=True):
+    """A rule that stands in a target."""
+
+    def render(self, host: bytes, path: bytes) -> bytes:
+        """Refuses what must not come to PCRE. Raises: BadTarget."""
+        if fault := pattern_fault(path.decode("ascii")):
+            raise BadTarget(fault)
+        return super().render(host, path)
+
 
 ATS = CacheKind(
     name="ats",
@@ -44,7 +56,7 @@ ATS_RULES = CacheKind(
             certain=True,
             note="a rule of `regex_revalidate`; one load for all that wait",
         ),
-        "regex": LocalDeed(
+        "regex": PatternRule(
             method=RULE_MATCHING,
             good=frozenset(),
             sweeps=True,

@@ -168,8 +168,6 @@ class RuleFile:
                 return [ALL]
             if work.verb == RULE_BELOW:
                 rules = [_rule(site, f"/{_quote(to)}") for site, to in remap.of_directory(host, path)]
-            elif fault := pattern_fault(path):
-                return fault
             else:
                 rules = [_BOUNDS + _rule(site, f"(?:{path})$") for site in remap.of_host(host)]
         except NotMapped as error:
@@ -347,7 +345,7 @@ class Book:
 
 
 def pattern_fault(pattern: str) -> str | None:
-    """What is wrong with a pattern, here."""
+    """What is wrong with a pattern that RE2 takes, here."""
     if _GROUP_REPEATED(_ATOMS.sub("x", pattern)):
         return (
             "a pattern that repeats a group, (…)* say, could have Traffic Server's PCRE use up its stack; "

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxyd.caches import ats_rules as module
-from proxyd.caches.ats_rules import ALL, HEAD, MARK, RETIRE_S, Book, RuleFile, pattern_fault
+from proxyd.caches.ats_rules import ALL, HEAD, MARK, RETIRE_S, RULE_MATCHING, Book, RuleFile, pattern_fault
 from proxyd.caches.ats_rules import _Failed as Failed
-from proxyd.hands import Pulse
+from proxyd.config import build
+from proxyd.hands import Pulse, Work
 from tests.proxyd.caches.odd import LONGEST, ODD_PATHS
 from tests.proxyd.http import get
 from tests.proxyd.rig import run
@@ -163,13 +164,16 @@ def test_a_pattern_that_is_not_taken_says_why(ats_rules: TrafficServer, host: st
 
 
 def test_a_pattern_that_slips_through_does_not_take_the_server_down(
-    ats_rules: TrafficServer, host: str, monkeypatch: pytest.MonkeyPatch
+    ats_rules: TrafficServer, host: str
 ) -> None:
     path = f"/{host}/" + "ab" * 3500
     fill(ats_rules, host, path)
     # Without a bound of ours PCRE's stack is used up by that, and traffic_server ends.
-    monkeypatch.setattr(module, "pattern_fault", lambda pattern: None)
-    refresh(ats_rules, "regex", f"http://{host}/{host}/(?:a|b)*x", f"http://{host}/{host}/.*.*.*.*x")
+    patterns = [f"/{host}/(?:a|b)*x", f"/{host}/.*.*.*.*x"]
+    works = [Work(RULE_MATCHING, host.encode(), pattern.encode()) for pattern in patterns]
+    rules = build({"cache": [section_of(ats_rules)]}, "", "test", Path()).caches[0].rules
+    assert rules is not None
+    assert RuleFile(rules).sweep(works, Pulse()) == [None, None]
     assert is_hit(ats_rules, host, path)
 
 
