@@ -275,9 +275,11 @@ class CacheClient:
             now = self._loop.time()
             if bans is not None:
                 batch = bans.take_in(batch)
-                if batch:
-                    # Not only when nothing else waits.
-                    batch += bans.give_out(now, room - len(batch))
+                if batch and bans.waiting:
+                    # Not only when nothing else waits. They came first, or with these.
+                    batch = bans.give_out(now, max(1, room - len(batch))) + batch
+                    self._spared.extendleft(reversed(batch[room:]))
+                    del batch[room:]
             fresh = [exchange for exchange in batch if exchange.task.expires_at > now]
             if len(fresh) < len(batch):
                 self._drop_expired(batch, now)

@@ -55,7 +55,7 @@ class LittleCache:
         self._now = now
 
     async def handle(self, request: Request) -> Response:
-        """GET and HEAD; PURGE forgets the URL, BAN the URLs that begin with it.
+        """GET and HEAD; PURGE forgets the URL, BAN the URLs that begin with it, LOOK asks for it.
 
         Whether one was there is told, but is no error, as in Varnish. Raises: HttpError.
         """
@@ -66,10 +66,25 @@ class LittleCache:
         if request.method in ("GET", "HEAD"):
             return await self._get(key, request)
         if request.method == "PURGE":
-            return told(self.objects.purge(key))
+            return self._told(self.objects.purge(key))
         if request.method == "BAN":
-            return told(self.objects.ban(*key))
-        return Response(405, {"allow": "GET, HEAD, PURGE, BAN"})
+            return self._told(self.objects.ban(*key))
+        if request.method == "LOOK":
+            return self._look(key)
+        return Response(405, {"allow": "GET, HEAD, PURGE, BAN, LOOK"})
+
+    def _told(self, count: int) -> Response:
+        headers = {"x-purged": str(count), "x-refreshd-now": f"{self._now():.3f}"}
+        return Response(200, headers, f"purged {count}\n".encode())
+
+    def _look(self, key: Key) -> Response:
+        """As refreshd.vcl answers it. When it came says enough: nothing older than a purge is kept."""
+        now = self._now()
+        headers = {"x-refreshd-now": f"{now:.3f}", "x-refreshd-look": "Gone"}
+        stored = self.objects.look_up(key, now)
+        if stored is not None:
+            headers |= {"x-refreshd-look": "There", "x-refreshd-begun": f"{stored.stored_s:.3f}"}
+        return Response(299, headers)
 
     async def _get(self, key: Key, request: Request) -> Response:
         stored = self.objects.look_up(key, self._now())
@@ -103,7 +118,3 @@ class LittleCache:
 def marked(response: Response, how: str, age_s: int | None = None) -> Response:
     extra = {"x-cache": how} if age_s is None else {"x-cache": how, "age": str(age_s)}
     return Response(response.status, {**response.headers, **extra}, response.body)
-
-
-def told(count: int) -> Response:
-    return Response(200, {"x-purged": str(count)}, f"purged {count}\n".encode())

@@ -92,6 +92,21 @@ def test_a_ban_takes_the_directory() -> None:
     on_bench(play)
 
 
+def test_a_look_shows_whether_it_is_there_and_fetches_nothing() -> None:
+    async def play(at: Bench) -> None:
+        assert (await at.ask("LOOK", b"/a")).headers["x-refreshd-look"] == "Gone"
+        assert at.origin.visits[b"/a"] == 0
+        await at.ask("GET", b"/a")
+        look = await at.ask("LOOK", b"/a")
+        assert (look.status, look.headers["x-refreshd-look"]) == (299, "There")
+        assert look.headers["x-refreshd-begun"] == "1000.000"
+        at.clock.now_s += 1
+        assert (await at.ask("PURGE", b"/a")).headers["x-refreshd-now"] == "1001.000"
+        assert (await at.ask("LOOK", b"/a")).headers["x-refreshd-look"] == "Gone"
+
+    on_bench(play)
+
+
 def test_head_is_answered_from_the_object_and_passed_without_one() -> None:
     async def play(at: Bench) -> None:
         assert (await at.ask("HEAD", b"/a")).headers["x-cache"] == "pass"
