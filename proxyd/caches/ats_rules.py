@@ -53,7 +53,7 @@ RULE_BELOW = b"RULE-BELOW"
 RULE_MATCHING = b"RULE-MATCHING"
 RULE_ALL = b"RULE-ALL"
 
-HEAD = "# Written by proxyd at each refresh; what else is written here is lost. See docs/agent.md.\n"
+HEAD = "# Written by proxyd at each refresh; nothing else may stand here. See docs/agent.md.\n"
 MARK = "^refreshd:"
 ALL = "^."
 # With two times behind it, in the state file, it stays below the 2,047 bytes of a line.
