@@ -18,6 +18,7 @@ import msgspec
 from proxyd.addresses import parse_address
 from proxyd.breaker import BreakerSettings
 from proxyd.caches import KINDS, Request, Requests, http, kind_of
+from proxyd.caches.ats_rules import AtsRules
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.caches.nginx_key import BadKey, KeyTemplate
 from proxyd.errors import ConfigError
@@ -51,6 +52,8 @@ class CacheConfig(msgspec.Struct, frozen=True):
     """Where an nginx keeps its objects, if the agent is to look there."""
     purge: bool = False
     soft: bool = False
+    rules: AtsRules | None = None
+    """Where a Traffic Server takes rules, if it does."""
     group: str = ""
     probe: str = ""
 
@@ -162,6 +165,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
     reader.check_caches(caches)
     reader.read_requests(document, caches)
     reader.check_nginx(caches)
+    reader.check_ats(caches)
     reader.check_soft(caches)
     if values["agent"]["drop_after_s"]:
         reader.check_drops(caches)
@@ -202,6 +206,7 @@ def build(document: dict[str, Any], text: str, where: str, folder: Path) -> Agen
                 files=_files(row),
                 purge=row["purge"],
                 soft=row["soft"],
+                rules=_rules(row),
                 group=row["group"],
                 probe=row["probe"],
             )
@@ -220,6 +225,20 @@ def _files(row: dict[str, Any]) -> NginxFiles | None:
         return None
     levels = tuple(int(width) for width in row["levels"].split(":") if width)
     return NginxFiles(row["path"], levels, row["key"], row["proxy_host"], row["variants"])
+
+
+def _rules(row: dict[str, Any]) -> AtsRules | None:
+    if not row["rules"]:
+        return None
+    return AtsRules(
+        row["rules"],
+        row["rules_state"],
+        row["remap"],
+        tuple(row["reload"]),
+        row["rules_max"],
+        row["rules_keep_s"],
+        row["rules_skew_s"],
+    )
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -380,6 +399,27 @@ class _Reader:
                 for key in set(given) - {"purge"}:
                     self.blame(f"{key} says nothing without path", "cache", number, key)
 
+    def check_ats(self, caches: list[dict[str, Any]]) -> None:
+        """Its settings go together, stand with no other kind, and a file is one Traffic Server's."""
+        own = ("rules", "rules_state", "remap", "reload", "rules_max", "rules_keep_s", "rules_skew_s")
+        rows = rows_of("cache")
+        seen: set[str] = set()
+        for number, cache in enumerate(caches):
+            given = [key for key in own if cache[key] != rows[key].default]
+            if cache["kind"] != "ats":
+                for key in given:
+                    self.blame(f"{key} is for ats only", "cache", number, key)
+            elif not cache["rules"]:
+                for key in given:
+                    self.blame(f"{key} says nothing without rules", "cache", number, key)
+            elif not cache["rules_state"]:
+                text = "rules needs rules_state, the --state-file of regex_revalidate"
+                self.blame(f"{text}: it shows what was loaded", "cache", number, "rules")
+            for key in ("rules", "rules_state"):
+                if cache[key] and cache[key] in seen:
+                    self.blame(f"{key}: {cache[key]} is there twice; each has its own", "cache", number, key)
+                seen.add(cache[key])
+
     def check_soft(self, caches: list[dict[str, Any]]) -> None:
         """It stands only where the kind can do it."""
         for number, cache in enumerate(caches):
@@ -392,7 +432,11 @@ class _Reader:
         """Each can be told to drop all that it holds."""
         for number, cache in enumerate(caches):
             kind = kind_of(
-                cache["kind"] or "", requests=cache["requests"], path=cache["path"], purge=cache["purge"]
+                cache["kind"] or "",
+                requests=cache["requests"],
+                path=cache["path"],
+                purge=cache["purge"],
+                rules=bool(cache["rules"]),
             )
             if kind is not None and kind.drop is None:
                 text = f"cache {cache['name']!r} cannot drop all that it holds: {kind.no_drop}"

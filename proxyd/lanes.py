@@ -17,6 +17,7 @@ import msgspec
 from proxyd.bans import Bans
 from proxyd.breaker import Breaker, BreakerSettings, State
 from proxyd.caches import KINDS, CacheKind, kind_of
+from proxyd.caches.ats_rules import RuleFile
 from proxyd.caches.nginx_files import NginxFolder
 from proxyd.config import AgentConfig, CacheConfig, LaneConfig
 from proxyd.connection import Limits
@@ -31,6 +32,7 @@ from proxyd.prefetch.limits import PrefetchLimits
 from proxyd.probes import Prober
 from proxyd.replay import Replay
 from proxyd.route import Lanes
+from proxyd.split import SplitClient
 from proxyd.tasks import Exchange
 from proxyd.waiting import wait_until
 
@@ -107,7 +109,9 @@ class Caches:
     def _make(self, cache: CacheConfig, config: AgentConfig, slow: Limits) -> Lanes:
         files = cache.files
         path = files.path if files else ""
-        kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge) or KINDS[cache.kind]
+        rules = cache.rules is not None
+        kind = kind_of(cache.kind, requests=cache.requests, path=path, purge=cache.purge, rules=rules)
+        kind = kind or KINDS[cache.kind]
         fast = _fast_limits(config.fast, config.breaker, kind)
         quick: LaneClient
         breaker = Breaker(self._breaker)
@@ -118,6 +122,9 @@ class Caches:
         else:
             bans = _bans_of(cache.name, kind, config.fast)
             quick = CacheClient(cache.name, *cache.address, fast, self._ended, breaker, bans)
+        if cache.rules is not None:
+            by_hand = LocalClient(cache.name, RuleFile(cache.rules), fast, self._ended)
+            quick = SplitClient(quick, by_hand)
         long = PrefetchClient(
             cache.name, *cache.address, slow, self._ended, self._breaker_below(above), kind=cache.kind,
             budget=self.budget,

@@ -29,7 +29,6 @@ from proxyd.caches.base import LocalDeed
 from proxyd.connection import Limits
 from proxyd.hands import TAKE_ALONG, Hands, Pulse, TakeAlong, Work
 from proxyd.queues import PriorityQueue, Queue
-from proxyd.targets import split_target
 from proxyd.tasks import Exchange
 
 # Enough for a thread's start (60 µs) not to be felt, few enough for 10 ms.
@@ -184,7 +183,7 @@ class LocalClient:
                 return
 
         # A daemon: one that hangs on a dead disk must not keep the agent from ending.
-        threading.Thread(target=run, name=f"{self.name} files", daemon=True).start()
+        threading.Thread(target=run, name=f"{self.name} by hand", daemon=True).start()
 
     def _returned(self, batch: _Batch, results: Sequence[str | TakeAlong | None]) -> None:
         if self._quick is batch:
@@ -250,5 +249,8 @@ def _sweeps(exchange: Exchange) -> bool:
 
 def _work_of(exchange: Exchange) -> Work:
     # (What a drop is of has no host.)
-    host, path = split_target(exchange.target) if exchange.target else (b"", b"")
-    return Work(exchange.deed.method, host, path)
+    deed = exchange.deed
+    host, path = (
+        deed.split(exchange.target) if exchange.target and isinstance(deed, LocalDeed) else (b"", b"")
+    )
+    return Work(deed.method, host, path)

@@ -21,6 +21,8 @@ LIST_MAX = 64
 _OWN_HEADERS = frozenset({"host", "range", "cache-control"})
 """Of a prefetch."""
 
+COMMAND_MAX = 16
+
 # What the wire takes: a year.
 DROP_AFTER_MAX_S = 366 * 86_400
 
@@ -107,6 +109,11 @@ def _probe_fault(value: Any) -> str | None:
 
 def _folder_fault(value: Any) -> str | None:
     return None if value == "" or value.startswith("/") else f"{value!r} does not begin with /"
+
+
+def _command_fault(value: Any) -> str | None:
+    fine = 1 <= len(value) <= COMMAND_MAX and all(isinstance(word, str) and word for word in value)
+    return None if fine else f"{value!r} is not a program and its arguments, 1 to {COMMAND_MAX} texts"
 
 
 def _levels_fault(value: Any) -> str | None:
@@ -277,6 +284,26 @@ TABLE: tuple[Setting, ...] = (
     Setting("cache", "purge", bool, False, "true or false",
             "nginx: whether it has a purge module that works (the one of Debian 12 does not)", _any,
             Reload.COMES_AND_GOES),
+    Setting("cache", "rules", str, "", "an absolute path",
+            "ats: the file that its regex_revalidate reads (--config), for this agent to write; empty: "
+            "single URLs only", _folder_fault, Reload.COMES_AND_GOES),
+    Setting("cache", "rules_state", str, "", "an absolute path",
+            "ats: the file that its regex_revalidate writes (--state-file)", _folder_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "remap", str, "/etc/trafficserver/remap.config", "an absolute path",
+            "ats: its remap.config, which says what rules are compared with", _folder_fault,
+            Reload.COMES_AND_GOES),
+    Setting("cache", "reload", list, ["traffic_ctl", "config", "reload"], f"1 to {COMMAND_MAX} texts",
+            "ats: the program, run without a shell, that has it read its files", _command_fault,
+            Reload.COMES_AND_GOES),
+    _number("cache", "rules_max", 1000, 1, 10_000,
+            "ats: how many rules may hold at a time; each may be tried at each hit", Reload.COMES_AND_GOES),
+    _number("cache", "rules_keep_s", 604_800, 60, 366 * 86_400,
+            "ats: how long a rule holds: no shorter than guaranteed_max_lifetime in records.config",
+            Reload.COMES_AND_GOES),
+    Setting("cache", "rules_skew_s", float, 0.1, _SECONDS.format(0, 60),
+            "ats: how far the clocks of origins may be ahead; a rule may have to wait for that",
+            _between(0, 60), Reload.COMES_AND_GOES),
 )  # fmt: skip
 
 REQUEST_TABLE: tuple[Setting, ...] = (

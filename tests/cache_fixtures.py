@@ -36,6 +36,21 @@ def ats(origin: Origin) -> Iterator[TrafficServer]:
         yield server
 
 
+# Two sites keep their paths elsewhere; all others share one place at the origin.
+REMAP = """\
+map http://apart.example/ http://{origin}/apart/
+map http://moved.example/in/ http://{origin}/to/here/
+map / http://{origin}/
+"""
+
+
+@pytest.fixture(scope="session")
+def ats_rules(origin: Origin) -> Iterator[TrafficServer]:
+    """As `ats`, with rules; its users are marked needs("traffic_manager")."""
+    with TrafficServer(origin.address, rules=True, remap=REMAP) as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def nginx(origin: Origin) -> Iterator[Nginx]:
     """An nginx in front of `origin`, whose key has the host; its users are marked needs("nginx")."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxyd.caches.ats import ATS
+from proxyd.caches.ats import ATS, ats_kind
 from proxyd.caches.base import CacheKind, Deed
 from proxyd.caches.http import Request, make_kind
 from proxyd.caches.nginx import NGINX_REFETCH, nginx_kind
@@ -17,11 +17,16 @@ Requests = tuple[tuple[str, Request], ...]
 """What a [[cache]] says of task types, in the order of `PLACES`."""
 
 
-def kind_of(name: str, *, requests: Requests = (), path: str = "", purge: bool = False) -> CacheKind | None:
+def kind_of(
+    name: str, *, requests: Requests = (), path: str = "", purge: bool = False, rules: bool = False
+) -> CacheKind | None:
     """The kind of a cache with these settings; None if there is none of that name.
 
-    `requests` are what was configured, where that says what the kind can; `path` and `purge` are an nginx's.
+    `requests` are what was configured, where that says what the kind can; `path` and `purge` are an nginx's,
+    `rules` is whether a Traffic Server has a file of them.
     """
+    if name == "ats":
+        return ats_kind(rules=rules)
     if name == "nginx":
         return nginx_kind(path, purge=purge)
     kind = KINDS.get(name)

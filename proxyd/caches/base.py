@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from proxyd.sight import Answer, Sight, read_only_if_cached
+from proxyd.targets import split_target
 
 
 class Deed(msgspec.Struct, frozen=True):
@@ -83,6 +84,8 @@ class LocalDeed(Deed, frozen=True):
 
     sweeps: bool = False
     """It takes a look at all that the cache holds."""
+    split: Callable[[bytes], tuple[bytes, bytes]] = split_target
+    """Cuts a target for who does it."""
 
     def render(self, host: bytes, path: bytes) -> bytes:
         """No request goes out: who does it reads the target."""

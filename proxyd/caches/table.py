@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from proxyd.caches import KINDS, CacheKind
+from proxyd.caches.ats import ats_kind
 from proxyd.caches.nginx import nginx_kind
 from proxyd.proving import provable_types
 from wire.fields import TASK_TYPES
@@ -26,12 +27,15 @@ def render_table() -> str:
 
 
 def _rows() -> Iterator[tuple[str, CacheKind]]:
-    """What an nginx can be asked depends on its settings."""
+    """What a Traffic Server or an nginx can be asked depends on its settings."""
     for kind in KINDS.values():
         if kind.name == "nginx":
             yield "`nginx` with `path`", nginx_kind("/", purge=False)
             yield "`nginx` with `purge`", nginx_kind("", purge=True)
             yield "`nginx` without", nginx_kind("", purge=False)
+        elif kind.name == "ats":
+            yield "`ats` with `rules`", ats_kind(rules=True)
+            yield "`ats` without", ats_kind(rules=False)
         else:
             yield f"`{kind.name}`", kind
 

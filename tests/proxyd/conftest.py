@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cache_fixtures import ats, host, nginx, origin, squid, varnish
+from tests.cache_fixtures import ats, ats_rules, host, nginx, origin, squid, varnish
 from tests.proxyd.fake_cache import FakeCache
 
 
@@ -16,4 +16,4 @@ def cache() -> Iterator[FakeCache]:
     made.close()
 
 
-__all__ = ["ats", "cache", "host", "nginx", "origin", "squid", "varnish"]
+__all__ = ["ats", "ats_rules", "cache", "host", "nginx", "origin", "squid", "varnish"]

@@ -6,6 +6,7 @@ import pytest
 
 from proxyd import settings
 from proxyd.addresses import format_address, parse_address
+from proxyd.caches.ats_rules import AtsRules
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.config import default_config, load
 from proxyd.errors import ConfigError
@@ -80,8 +81,8 @@ def test_what_its_caches_health_check_sees(tmp_path: Path) -> None:
 def test_a_drop_needs_caches_that_can(tmp_path: Path) -> None:
     text = GOOD.replace("[slow]", "drop_after_s = 3600\n[slow]")
     assert read(tmp_path, text) == [
-        "21: drop_after_s is set, but cache 't1' cannot drop all that it holds: Traffic Server knows"
-        " no request that drops all it holds; take it out"
+        "21: drop_after_s is set, but cache 't1' cannot drop all that it holds: without a file of"
+        " rules (rules) nothing tells Traffic Server to drop all it holds; take it out"
     ]
     assert read(tmp_path, text.replace('"ats"', '"varnish"')) == []
     assert load(tmp_path / "proxyd.toml").drop_after_s == 3600
@@ -133,6 +134,55 @@ def test_only_an_nginx_with_its_folder_can_drop(tmp_path: Path) -> None:
     for more in ("", "purge = true\n"):
         [fault] = read(tmp_path, text + more)
         assert "cache 't1' cannot drop all that it holds: without its cache folder (path)" in fault
+
+
+RULES = 'rules = "/var/r"\nrules_state = "/var/s"\n'
+
+
+def test_a_traffic_server_with_rules(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD) == []
+    assert load(tmp_path / "proxyd.toml").caches[1].rules is None
+    assert read(tmp_path, GOOD + RULES) == []
+    default = AtsRules(
+        "/var/r",
+        "/var/s",
+        "/etc/trafficserver/remap.config",
+        ("traffic_ctl", "config", "reload"),
+        1000,
+        604800,
+        0.1,
+    )
+    assert load(tmp_path / "proxyd.toml").caches[1].rules == default
+    more = 'remap = "/m"\nreload = ["sudo", "t"]\nrules_max = 5\nrules_keep_s = 60\nrules_skew_s = 1\n'
+    assert read(tmp_path, GOOD + RULES + more) == []
+    rules = AtsRules("/var/r", "/var/s", "/m", ("sudo", "t"), 5, 60, 1.0)
+    assert load(tmp_path / "proxyd.toml").caches[1].rules == rules
+    text = (GOOD + RULES).replace("[slow]", "drop_after_s = 3600\n[slow]")
+    assert read(tmp_path, text) == []
+    [fault] = read(tmp_path, text.replace(RULES, ""))
+    assert "cache 't1' cannot drop all that it holds: without a file of rules (rules)" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (NGINX + 'rules = "/r"\n', "22: rules is for ats only"),
+        (GOOD + 'remap = "/m"\n', "22: remap says nothing without rules"),
+        (GOOD + 'rules = "/r"\n', "22: rules needs rules_state, the --state-file of regex_revalidate"),
+        (GOOD + 'rules = "r"\n', "22: rules: 'r' does not begin with /"),
+        (GOOD + RULES + "reload = []\n", "24: reload: [] is not a program and its arguments, 1 to 16 texts"),
+        (GOOD + RULES + 'reload = ["a", 1]\n', "24: reload: ['a', 1] is not a program"),
+        (GOOD + RULES + "rules_max = 0\n", "24: rules_max: 0 is not 1 to 10000"),
+        (
+            GOOD + RULES + '[[cache]]\nname = "t2"\nkind = "ats"\naddress = "h:1"\n'
+            + RULES.replace("/var/s", "/var/s2"),
+            "28: rules: /var/r is there twice; each has its own",
+        ),
+    ],
+)  # fmt: skip
+def test_what_of_a_traffic_server_does_not_go_together(tmp_path: Path, text: str, fault: str) -> None:
+    [told] = read(tmp_path, text)
+    assert told.startswith(fault)
 
 
 def test_without_a_file() -> None:

@@ -161,7 +161,7 @@ def test_what_one_cache_cannot_do_is_done_at_the_other_and_failed() -> None:
     assert bench.taken(1) == []
     bench.end(0)
     [report] = bench.reports()
-    assert str(report["error"]).startswith("cache c1: type=dir refused: Traffic Server")
+    assert str(report["error"]).startswith("cache c1: type=dir refused: without a file of rules")
 
 
 def test_bad_targets_fail_and_good_ones_are_done() -> None:

@@ -9,12 +9,14 @@ from typing import Any, cast
 import msgspec
 
 from proxyd.breaker import Outcome
+from proxyd.caches.ats_rules import AtsRules
 from proxyd.caches.nginx_files import NginxFiles
 from proxyd.config import AgentConfig, CacheConfig, default_config
 from proxyd.lanes import Caches, is_idle
 from proxyd.links import Links
 from proxyd.local import LocalClient
 from proxyd.logs import Log
+from proxyd.split import SplitClient
 from tests.proxyd.rig import Scripted, Visit, make_exchange, run, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -49,6 +51,23 @@ def test_what_stays_is_kept_and_gets_the_new_limits() -> None:
         # Another address is another cache.
         assert caches.in_use[1] is not a
         assert caches.leaving == (a,)
+        caches.close()
+
+    run(test())
+
+
+def test_a_traffic_server_with_rules_has_two_ways() -> None:
+    rules = AtsRules("/nowhere/r", "/nowhere/s", "/nowhere/m", ("true",), 1, 60, 0.0)
+    both = [CacheConfig("a", "ats", ("127.0.0.1", 1), rules=rules), CacheConfig("b", "ats", ("127.0.0.1", 1))]
+
+    async def test() -> None:
+        caches = Caches(lambda *_: None)
+        caches.apply(msgspec.structs.replace(config(), caches=both))
+        with_rules, without = caches.in_use
+        assert isinstance(with_rules.fast, SplitClient)
+        assert set(with_rules.kind.deeds) == {"url", "dir", "regex", "prefetch"}
+        assert not isinstance(without.fast, SplitClient)
+        assert set(without.kind.deeds) == {"url", "prefetch"}
         caches.close()
 
     run(test())

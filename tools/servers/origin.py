@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Future
 from email.utils import formatdate
@@ -26,11 +27,13 @@ class Origin:
     `varies[path]` names a request header, in lower case: its value stands in the answer, and Vary says so.
     `held` are paths whose answers are made, and go out when they are `release`d.
     `headers[path]` are header lines that an answer has besides. A `Range` of one part is answered with that.
+    Its clock is `ahead_s` ahead.
     """
 
     def __init__(self, *, max_age_s: int = 3600) -> None:
         self.version = 1
         self.max_age_s = max_age_s
+        self.ahead_s = 0.0
         self.port = 0
         self.sizes: dict[bytes, int] = {}
         self.bodies: dict[bytes, bytes] = {}
@@ -164,11 +167,12 @@ class _Connection(asyncio.Protocol):
             body = body[int(part[1]) : int(part[2]) + 1]
             last = int(part[1]) + len(body) - 1
             more += b"Content-Range: bytes %b-%d/%d\r\n" % (part[1], last, whole)
+        date = formatdate(time.time() + origin.ahead_s, usegmt=True).encode()
         answer = (
             b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\nCache-Control: public, max-age=%d\r\n"
             # Without a Date, a max-age means nothing to Squid.
             b"Content-Type: %b\r\nDate: %s\r\n%b%b\r\n"
-            % (status, len(body), origin.max_age_s, kind, formatdate(usegmt=True).encode(), vary, more)
+            % (status, len(body), origin.max_age_s, kind, date, vary, more)
         )
         if self._parser.get_method() != b"HEAD":
             answer += body
