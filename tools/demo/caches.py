@@ -88,8 +88,7 @@ async def start_varnish(folder: Path, origin: Address) -> AsyncIterator[Running]
 def varnish_vcl(origin: Address) -> str:
     """A VCL as an operator would write it: the shipped file included, a backend, `x-cache` for visitors."""
     host, port = origin
-    include = f'include "{SHIPPED / "varnish" / "refreshd.vcl"}";'
-    return VCL.format(includes=include, host=host, port=port)
+    return VCL.format(shipped=SHIPPED / "varnish" / "refreshd.vcl", host=host, port=port)
 
 
 @asynccontextmanager
