@@ -27,11 +27,13 @@ SIZES_MAX = 8
 SIZES_S = 2.0
 _HEAD_MAX_BYTES = 64 * 1024
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE).search
+# Of an answer that refreshd.vcl has made, whose own length is another one.
+_KEPT_LENGTH = re.compile(rb"\r\nx-refreshd-size:[ \t]*([0-9]{0,15})[ \t]*\r\n", re.IGNORECASE).search
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})").match
 
-# Of these, a HEAD makes the cache neither fetch a whole object nor keep one. (Varnish and nginx turn it into
-# a GET, whose answer they keep.)
-HEADS = frozenset({"ats", "squid"})
+# What each kind is asked, so that it neither fetches a whole object nor keeps one: nginx turns a HEAD into a
+# GET, whose answer it keeps; Varnish would, too, and has a method of ours.
+SIZE_METHODS = {"ats": b"HEAD", "squid": b"HEAD", "varnish": b"SIZE"}
 
 
 def explain(caches: Iterable[Lanes], head: PushHead, targets: Sequence[bytes]) -> Document:
@@ -154,7 +156,7 @@ class Sizes:
         for target, row in rows:
             row["bytes"] = None
             cache = addresses[row["cache"]]
-            if cache.kind.name not in HEADS:
+            if cache.kind.name not in SIZE_METHODS:
                 row["bytes_why"] = "a HEAD would have this kind of cache fetch and keep the object"
             elif len(asked) >= SIZES_MAX:
                 row["bytes_why"] = f"caches are asked about {SIZES_MAX} objects at a time"
@@ -166,19 +168,22 @@ class Sizes:
     async def _add_one(self, cache: Lanes, target: bytes, row: Document) -> None:
         try:
             async with asyncio.timeout(SIZES_S):
-                length = await ask_length(cache.address, split_target(target))
+                method = SIZE_METHODS[cache.kind.name]
+                length = await ask_length(cache.address, split_target(target), method)
         except (TimeoutError, OSError) as error:
             row["bytes_why"] = f"the cache does not answer: {str(error) or f'{SIZES_S:g} s'}"
         else:
             row |= {"bytes": length} if isinstance(length, int) else {"bytes_why": length}
 
 
-async def ask_length(address: tuple[str, int], parts: tuple[bytes, bytes]) -> int | str:
-    """The length of an object as a HEAD through the cache tells it, or why that is not known.
+async def ask_length(
+    address: tuple[str, int], parts: tuple[bytes, bytes], method: bytes = b"HEAD"
+) -> int | str:
+    """The length of an object as the headers of an answer tell it, or why that is not known.
 
     Raises: OSError.
     """
-    deed = Deed(method=b"HEAD", good=frozenset(), headers=b"Connection: close\r\nAccept-Encoding: gzip\r\n")
+    deed = Deed(method=method, good=frozenset(), headers=b"Connection: close\r\nAccept-Encoding: gzip\r\n")
     reader, writer = await asyncio.open_connection(*address)
     try:
         writer.write(deed.render(*parts))
@@ -195,5 +200,6 @@ async def ask_length(address: tuple[str, int], parts: tuple[bytes, bytes]) -> in
         return "the cache's answer is not one of HTTP"
     if not status[1].startswith(b"2"):
         return f"it was answered {status[1].decode()}"
-    length = _LENGTH(answer.partition(b"\r\n\r\n")[0] + b"\r\n")
-    return int(length[1]) if length else "the answer does not say how long it is"
+    head = answer.partition(b"\r\n\r\n")[0] + b"\r\n"
+    length = _KEPT_LENGTH(head) or _LENGTH(head)
+    return int(length[1]) if length and length[1] else "the answer does not say how long it is"

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from proxyd.caches import KINDS, kind_of
-from proxyd.explain import Sizes, explain, printable
+from proxyd.explain import Sizes, ask_length, explain, printable
 from proxyd.merging import MergingQueue
 from proxyd.queues import PriorityQueue
 from proxyd.replay import Replay
 from proxyd.route import Lanes
-from tests.proxyd.rig import Scripted, Visit, make_refresh, run
+from tests.proxyd.http import get
+from tests.proxyd.rig import Scripted, Visit, make_refresh, run, split_address
+from tools.servers import Origin, Varnish
 from wire.tasks import PushHead
 
 
@@ -187,8 +189,26 @@ def test_only_a_few_are_asked_for() -> None:
     assert "at a time" in rows[9]["bytes_why"]
 
 
-@pytest.mark.parametrize("kind", ["nginx", "varnish"])
-def test_a_cache_that_would_keep_what_it_is_asked_for_is_not_asked(kind: str) -> None:
-    (row,) = sizes_of(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n", kind)
+@pytest.mark.needs("varnishd")
+def test_varnish_tells_how_long_an_object_is_and_keeps_nothing_for_it(
+    varnish: Varnish, origin: Origin, host: str
+) -> None:
+    for path in (b"/here", b"/there"):
+        origin.sizes[path] = 54321
+    get(varnish.address, host, "/here")
+
+    async def ask() -> list[int | str]:
+        where = split_address(varnish.address)
+        paths = (b"/here", b"/there", b"/there")
+        return [await ask_length(where, (host.encode(), path), b"SIZE") for path in paths]
+
+    assert run(ask()) == [54321] * 3
+    # Asked twice, for nothing was kept.
+    assert origin.asked[host.encode(), b"/there"] == 2
+    assert origin.asked[host.encode(), b"/here"] == 1
+
+
+def test_a_cache_that_would_keep_what_it_is_asked_for_is_not_asked() -> None:
+    (row,) = sizes_of(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n", "nginx")
     assert row["bytes"] is None
     assert "fetch and keep" in row["bytes_why"]

@@ -21,6 +21,8 @@
 #                                lasts while they are fetched anew; 299
 #     LOOK /a/b?c HTTP/1.1       whether a copy is there, and since when; nothing is fetched; 299. While one is being
 #                                fetched, it waits for that
+#     SIZE /a/b?c HTTP/1.1       how long the object is, in X-Refreshd-Size; where it is not there, the origin is
+#                                asked by a HEAD, and nothing is kept
 #     CANARY /a/x HTTP/1.1       puts an empty object there for a minute, with the tags of X-Refreshd-Tags; 299. An
 #                                agent that is to verify a ban looks whether it took such a one along
 #
@@ -39,7 +41,8 @@ acl refreshd_purgers {
 
 sub vcl_recv {
     unset req.http.x-refreshd-canary;
-    if (req.method ~ "^(PURGE|SOFTPURGE|BAN|BANREGEX|BANTAG|DROP|LOOK|CANARY)$") {
+    unset req.http.x-refreshd-size;
+    if (req.method ~ "^(PURGE|SOFTPURGE|BAN|BANREGEX|BANTAG|DROP|LOOK|SIZE|CANARY)$") {
         # A comma in X-Forwarded-For (Varnish has added client.ip by now): another proxy passed this on,
         # a TLS terminator on this machine for example. Then client.ip says nothing about who asks.
         if (client.ip !~ refreshd_purgers || req.http.X-Forwarded-For ~ ",") {
@@ -60,7 +63,7 @@ sub vcl_recv {
         if (req.method == "PURGE") {
             return (purge);
         }
-        if (req.method == "LOOK" || req.method == "SOFTPURGE") {
+        if (req.method == "LOOK" || req.method == "SIZE" || req.method == "SOFTPURGE") {
             return (hash);
         }
         if (req.method == "CANARY") {
@@ -107,6 +110,10 @@ sub vcl_hit {
         set req.http.x-refreshd-ttl = obj.ttl;
         return (synth(299, "There"));
     }
+    if (req.method == "SIZE") {
+        set req.http.x-refreshd-size = obj.http.Content-Length;
+        return (synth(299, "There"));
+    }
 }
 
 sub vcl_miss {
@@ -118,9 +125,16 @@ sub vcl_miss {
     if (req.method == "LOOK") {
         return (synth(299, "Gone"));
     }
+    if (req.method == "SIZE") {
+        return (pass);
+    }
 }
 
 sub vcl_pass {
+    if (req.method == "SIZE") {
+        set req.method = "HEAD";
+        set req.http.x-refreshd-size = "asked";
+    }
     if (req.method == "SOFTPURGE" || req.method == "LOOK") {
         # What is known of it is that it is not kept.
         return (synth(299, "Gone"));
@@ -128,12 +142,15 @@ sub vcl_pass {
 }
 
 sub vcl_synth {
-    if (req.method ~ "^(PURGE|SOFTPURGE|BAN|BANREGEX|BANTAG|DROP|LOOK)$") {
+    if (req.method ~ "^(PURGE|SOFTPURGE|BAN|BANREGEX|BANTAG|DROP|LOOK|SIZE)$") {
         set resp.http.X-Refreshd-Now = std.real(time = req.time);
         if (req.method == "LOOK") {
             set resp.http.X-Refreshd-Look = resp.reason;
             set resp.http.X-Refreshd-Begun = req.http.x-refreshd-begun;
             set resp.http.X-Refreshd-Ttl = req.http.x-refreshd-ttl;
+        }
+        if (req.method == "SIZE") {
+            set resp.http.X-Refreshd-Size = req.http.x-refreshd-size;
         }
         set resp.body = "";
         return (deliver);
@@ -161,6 +178,10 @@ sub vcl_backend_error {
 }
 
 sub vcl_backend_response {
+    if (bereq.http.x-refreshd-size) {
+        # Varnish itself would say 0, for nothing follows.
+        set beresp.http.X-Refreshd-Size = beresp.http.Content-Length;
+    }
     # What bans are compared with. Objects stored before this file was included have no such
     # headers, and no directory refresh finds them.
     set beresp.http.x-refreshd-host = bereq.http.Host;
