@@ -79,6 +79,7 @@ class LookConfig(msgspec.Struct, frozen=True):
 
     connections: int
     answer_timeout_s: float
+    canaries_per_s: int
 
 
 class SlowConfig(LaneConfig, frozen=True, kw_only=True):

@@ -49,6 +49,8 @@ class Caches:
         self._leave_s = leave_s
         self._in_use: dict[CacheConfig, Lanes] = {}
         self._leaving: dict[asyncio.Task[None], Lanes] = {}
+        self._canaries = Bucket()
+        """Those that may be planted a second, at all caches together."""
         self.budget = Bucket()
         """What prefetches may bring at all caches together: this agent's part of the fleet's."""
         self._probers: dict[CacheConfig, Prober] = {}
@@ -69,6 +71,7 @@ class Caches:
     def apply(self, config: AgentConfig) -> None:
         """Makes, keeps and lets go of lanes; those that are kept get the limits that hold now."""
         self._breaker = config.breaker
+        self._canaries.set_rate(config.look.canaries_per_s, asyncio.get_running_loop().time())
         slow = _slow_limits(config)
         before, self._in_use = self._in_use, {}
         for cache in config.caches:
@@ -132,7 +135,8 @@ class Caches:
         look = None
         if kind.look is not None:
             limits = _look_limits(config)
-            look = LookClient(cache.name, *cache.address, limits, self._ended, self._breaker_below(above))
+            below = self._breaker_below(above)
+            look = LookClient(cache.name, *cache.address, limits, self._ended, below, self._canaries)
         replay = Replay(quick, long, look)
         lanes = Lanes(cache.name, kind, quick, long, replay, look, cache.soft, cache.address, cache.group)
         for client in lanes.clients:

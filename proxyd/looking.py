@@ -7,6 +7,8 @@ and keeps of an answer the status and a few headers. A HEAD's answer ends with i
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 from collections import deque
 from collections.abc import Iterator
 
@@ -14,8 +16,10 @@ import httptools
 import msgspec
 
 from proxyd.breaker import Breaker
+from proxyd.caches.base import Canary
 from proxyd.connection import Connection, Limits
 from proxyd.pipeline import CacheClient, Ended
+from proxyd.prefetch.buckets import Bucket
 from proxyd.sight import Answer
 from proxyd.tasks import Exchange
 
@@ -28,7 +32,8 @@ _KEPT = frozenset(
 )  # fmt: skip
 # A header of this kind is a word; what is longer is not kept.
 _VALUE_MAX_BYTES = 256
-LATER_SWEEP_S = 0.1
+# Between two wake-ups for what was to be done later.
+LATER_MIN_S = 0.002
 
 
 class LookConnection(Connection):
@@ -77,13 +82,26 @@ class LookConnection(Connection):
 
 
 class LookClient(CacheClient):
-    """As `CacheClient`; the answer to an exchange is in its course when that ends."""
+    """As `CacheClient`; the answer to an exchange is in its course when that ends.
+
+    `canaries` bounds how many are planted a second, at all caches that share it.
+    """
 
     def __init__(
-        self, name: str, host: str, port: int, limits: Limits, ended: Ended, breaker: Breaker | None = None
+        self,
+        name: str,
+        host: str,
+        port: int,
+        limits: Limits,
+        ended: Ended,
+        breaker: Breaker | None = None,
+        canaries: Bucket | None = None,
     ) -> None:
         super().__init__(name, host, port, one_at_a_time(limits), ended, breaker)
-        self._later: list[tuple[float, Exchange, int]] = []
+        self._canaries = Bucket() if canaries is None else canaries
+        self._later: list[tuple[float, int, Exchange, int]] = []
+        """A heap: when it is due, a number, what, its priority."""
+        self._numbers = itertools.count()
         self._later_timer: asyncio.TimerHandle | None = None
 
     def set_limits(self, limits: Limits) -> None:
@@ -108,23 +126,38 @@ class LookClient(CacheClient):
     # What is to be done again a little later.
 
     def put_later(self, exchange: Exchange, priority: int, delay_s: float) -> None:
-        """As `put`, after a while (0: at once). It is bounded with all that is in hand, see `dispatch.py`."""
+        """As `put`, after a while (0: at once). It is bounded with all that is in hand, see `dispatch.py`.
+
+        A canary waits for its turn among those of all caches.
+        """
+        now = self._loop.time()
+        if isinstance(exchange.deed, Canary):
+            delay_s = max(delay_s, self._canaries.wait_s(now))
+            self._canaries.spend(1, now)
         if not delay_s:
             self.put(exchange, priority)
             return
-        self._later.append((self._loop.time() + delay_s, exchange, priority))
-        if self._later_timer is None:
-            self._later_timer = self._loop.call_later(LATER_SWEEP_S, self._sweep_later)
+        heapq.heappush(self._later, (now + delay_s, next(self._numbers), exchange, priority))
+        self._wake_for_later()
 
-    def _sweep_later(self) -> None:
+    def _wake_for_later(self) -> None:
+        """Sets the timer to when the first is due, unless it is."""
+        if not self._later:
+            return
+        at = max(self._later[0][0], self._loop.time() + LATER_MIN_S)
+        if self._later_timer is not None:
+            if self._later_timer.when() <= at:
+                return
+            self._later_timer.cancel()
+        self._later_timer = self._loop.call_at(at, self._put_due)
+
+    def _put_due(self) -> None:
         self._later_timer = None
         now = self._loop.time()
-        due = [entry for entry in self._later if entry[0] <= now]
-        self._later = [entry for entry in self._later if entry[0] > now]
-        for _, exchange, priority in due:
+        while self._later and self._later[0][0] <= now:
+            _, _, exchange, priority = heapq.heappop(self._later)
             self.put(exchange, priority)
-        if self._later:
-            self._later_timer = self._loop.call_later(LATER_SWEEP_S, self._sweep_later)
+        self._wake_for_later()
 
     @property
     def delayed(self) -> int:
@@ -134,7 +167,7 @@ class LookClient(CacheClient):
     def unended(self) -> Iterator[Exchange]:
         """See `CacheClient`."""
         yield from super().unended()
-        for _, exchange, _ in self._later:
+        for _, _, exchange, _ in self._later:
             yield exchange
 
     def close(self) -> None:

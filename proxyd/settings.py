@@ -236,6 +236,9 @@ TABLE: tuple[Setting, ...] = (
             "connections to each cache for looks, and for purges that are looked after"),
     _seconds("look", "answer_timeout_s", 60.0, 0.1, 600,
              "longest time without an answer; Varnish answers a look when what it is fetching has come"),
+    # 20 caches and 600 directories: 12 s, in which one core of two stays idle.
+    _number("look", "canaries_per_s", 1000, 1, 1_000_000,
+            "directories and tags whose verification begins within a second, at all caches together"),
     _number("breaker", "errors", _BREAKER.errors, 1, 1000,
             "so many errors in a row, and nothing more is sent to a cache but a try now and then"),
     Setting("breaker", "error_rate", float, _BREAKER.error_rate, "0.05 to 1",

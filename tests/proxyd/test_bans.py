@@ -120,13 +120,13 @@ def test_a_burst_of_directories_is_a_few_bans(varnish: Varnish, origin: Origin, 
 
     async def act() -> list[str]:
         with Site({"name": "v", "kind": "varnish", "address": varnish.address}) as site:
-            head = PushHead("dir", verify=True)
-            ids = [site.push(head, f"http://{host}{path}") for path in directories]
+            ids = [site.push(PushHead("dir"), f"http://{host}{path}") for path in directories]
             ended = await site.end_of(*ids)
             assert all(each.done for each in ended), ended
-            assert all(seen.verified_ms for each in ended for seen in each.evidence)
             for each in ended:
-                assert [seen.more.get("merged_into", "") for seen in each.evidence] == [each.merged_into]
+                assert [seen.more["merged_into"] for seen in each.evidence] == (
+                    [each.merged_into] if each.merged_into else []
+                )
             return [each.merged_into for each in ended]
 
     merged_into = run(act())

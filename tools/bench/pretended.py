@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -44,8 +45,16 @@ class PretendedEngine:
         stream.readline()
         self._sock.sendall(b"ok\n")
 
-    def push(self, tasks: Iterable[tuple[bytes, list[bytes]]]) -> Spent:
-        """Pushes tasks, each (fields, targets), and waits until all are done. Raises: BenchError."""
+    def peak_bytes(self) -> int:
+        """The most memory that the agent has had so far."""
+        status = Path(f"/proc/{self.agent.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    def push(self, tasks: Iterable[tuple[bytes, list[bytes]]], ahead: int = AHEAD) -> Spent:
+        """Pushes tasks, each (fields, targets), and waits until all are done. Raises: BenchError.
+
+        At the most `ahead` targets are pushed and not reported.
+        """
         pushed = done = number = 0
         rest = b""
         left: Iterator[tuple[bytes, list[bytes]]] | None = iter(tasks)
@@ -54,7 +63,7 @@ class PretendedEngine:
         selector = selectors.DefaultSelector()
         selector.register(self._sock, selectors.EVENT_READ)
         while left is not None or done < pushed:
-            while left is not None and pushed - done < AHEAD:
+            while left is not None and pushed - done < ahead:
                 task = next(left, None)
                 if task is None:
                     left = None

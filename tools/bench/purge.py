@@ -6,6 +6,7 @@ and by the agent in turn, with as many connections, so that what else the machin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -22,6 +23,8 @@ OBJECT_BYTES = 500
 STORAGE_MB = 1024
 HOST = "bench.example"
 TARGETS_A_TASK = 100
+# Of an agent, on the links to two workers.
+CREDIT = 2 * 16_384
 
 
 class Run(NamedTuple):
@@ -52,6 +55,7 @@ def run(quick: bool) -> list[Row]:
                 with Varnish(origin.address, storage_mb=STORAGE_MB) as cache:
                     number = _fill(where, cache, fill_s // 2)
                     runs.append(_purge(cache, number, fields))
+        backlog = _backlog(origin, 100_000 if quick else 1_000_000)
     ratios = [mine.rate / theirs.rate for mine, theirs in zip(ours, generated, strict=True)]
     return [
         _row(f"{name}: wrk", "wrk", generated),
@@ -64,6 +68,7 @@ def run(quick: bool) -> list[Row]:
             extra={"lowest": round(min(ratios) * 100), "highest": round(max(ratios) * 100)},
             aims=(Aim("value", least=60),),
         ),
+        backlog,
     ]
 
 
@@ -83,12 +88,27 @@ def _fill(where: Path, cache: Varnish, seconds: int) -> int:
 def _purge(cache: Varnish, number: int, fields: bytes) -> Run:
     more = f"[fast]\nconnections = {CONNECTIONS}"
     with pretended_engine([("v1", "varnish", cache.address)], more) as engine:
-        batches = (
-            [
-                b"http://%b/object/%d.bin" % (HOST.encode(), n)
-                for n in range(at, min(at + TARGETS_A_TASK, number + 1))
-            ]
-            for at in range(1, number + 1, TARGETS_A_TASK)
-        )
-        spent = engine.push((fields, batch) for batch in batches)
+        spent = engine.push(_tasks(number, fields))
     return Run(number / spent.wall_s, spent.cpu_us)
+
+
+def _tasks(number: int, fields: bytes) -> Iterator[tuple[bytes, list[bytes]]]:
+    for at in range(1, number + 1, TARGETS_A_TASK):
+        numbers = range(at, min(at + TARGETS_A_TASK, number + 1))
+        yield fields, [b"http://%b/object/%d.bin" % (HOST.encode(), n) for n in numbers]
+
+
+def _backlog(origin: StaticOrigin, number: int) -> Row:
+    """With the credit that two workers have, all of it used."""
+    with (
+        Varnish(origin.address) as cache,
+        pretended_engine([("v1", "varnish", cache.address)]) as engine,
+    ):
+        spent = engine.push(_tasks(number, b"type=url"), ahead=CREDIT)
+        peak_mib = round(engine.peak_bytes() / (1 << 20), 1)
+    extra: dict[str, float] = {"rate": round(number / spent.wall_s)}
+    cpu = {"agent": round(spent.cpu_us, 1)}
+    return Row(
+        f"a backlog of {number:,} purges: the agent's memory at its peak", peak_mib, "MiB", cpu, extra,
+        (Aim("value", most=256),),
+    )  # fmt: skip
