@@ -389,7 +389,9 @@ class Dispatcher:
     def _take_step(self, exchange: Exchange, cache: Lanes, step: Step, *, first: bool = False) -> None:
         exchange.deed, exchange.request, exchange.tries = step.deed, step.request, 0
         priority = exchange.task.head.priority
-        if step.lane is Lane.LOOK and cache.look is not None:
+        if step.lane is Lane.LOOK:
+            if cache.look is None:
+                raise RuntimeError(f"cache {cache.name} is to be looked at, which its kind cannot be")
             cache.look.put_later(exchange, priority, step.delay_s)
         elif step.lane is Lane.QUICK:
             cache.fast.put(exchange, priority)

@@ -288,13 +288,9 @@ class Proxies:
             else:
                 # Done on an earlier connection, and not read on this one: it must not be pushed again.
                 segment.uniform = False
-            if merged_into:
+            if merged_into or (verifies and task.terms.verify):
                 task_ms = ms if ms is not None else max(now_ms - task.updated_ms, 0)
-                is_verified = verifies and task.terms.verify
-                task.add_mark(merged_mark(rank, task_ms, task.count, merged_into, verified=is_verified))
-            elif verifies and task.terms.verify:
-                task_ms = ms if ms is not None else max(now_ms - task.updated_ms, 0)
-                task.add_mark(verified_mark(rank, task_ms))
+                task.add_mark(_mark_of_more(task, rank, task_ms, verifies, merged_into))
             else:
                 task.add_mark(shared or mark(rank, max(now_ms - task.updated_ms, 0)))
             if task.extra is not None:
@@ -555,6 +551,14 @@ class Proxies:
         """Milliseconds since this worker had a line from the proxy; None: it is not connected here."""
         session = self.sessions.get(name)
         return None if session is None else self.hub.engine.clock.mono_ms - session.heard_ms
+
+
+def _mark_of_more(task: Task, rank: int, ms: int, verifies: bool, merged_into: str) -> bytes:
+    """The mark of a proxy that says more than that all is done."""
+    verified = verifies and task.terms.verify
+    if merged_into:
+        return merged_mark(rank, ms, task.count, merged_into, verified=verified)
+    return verified_mark(rank, ms)
 
 
 def _done_line(name: str, ids: list[bytes], ms: int | None, verifies: bool, merged_into: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import NamedTuple
 
@@ -101,9 +101,10 @@ async def run(objects: int, *, ordered: bool = True, verify: bool = True) -> Out
         return Outcome(objects, len(world.stale), world.reads, world.fetches, tasks, took_s, tuple(failed))
 
 
-async def _refresh_some(site: Site, batches: object, verify: bool, failed: list[str]) -> None:
+async def _refresh_some(site: Site, batches: Iterator[range], verify: bool, failed: list[str]) -> None:
+    """Refreshes batch after batch of an iterator that several of these share."""
     world = site.world
-    for numbers in batches:  # type: ignore[attr-defined]
+    for numbers in batches:
         world.window = [*world.window[-AT_ONCE * BATCH :], *numbers]
         world.change(numbers)
         task_id = f"tiers-{numbers.start}"
